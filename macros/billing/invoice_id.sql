@@ -1,0 +1,3 @@
+{% macro invoice_id(customer_id, billing_period, currency_code) -%}
+    {{ customer_id }} || '/' || {{ billing_period }} || '/' || {{ currency_code }}
+{%- endmacro %}

@@ -1,0 +1,19 @@
+{# An incremental model cannot forget rows, so it cannot go back in time: say so instead of mixing two states. #}
+{% macro refuse_as_of_before_last_build() %}
+    {% set deliveries = ref('stg_event_deliveries') %}
+    {% if execute and flags.WHICH in ('build', 'run') and not flags.FULL_REFRESH %}
+        {% set staged = load_relation(deliveries) %}
+        {% if staged %}
+            {% set ahead = run_query(
+                "select max(received_at) as newest from " ~ staged ~ " having max(received_at) > " ~ as_of()
+            ) %}
+            {% if ahead.rows | length > 0 %}
+                {{ exceptions.raise_compiler_error(
+                    "as_of " ~ as_of() ~ " lies before deliveries that are already staged (newest received_at "
+                    ~ ahead.rows[0][0] ~ " UTC). Build a past state with --full-refresh, into a database of its own "
+                    ~ "if the present one must stay."
+                ) }}
+            {% endif %}
+        {% endif %}
+    {% endif %}
+{% endmacro %}

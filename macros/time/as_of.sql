@@ -1,0 +1,7 @@
+{% macro as_of() -%}
+    {%- if var('as_of') -%}
+        cast('{{ var("as_of") }}' as timestamp)
+    {%- else -%}
+        cast('{{ run_started_at.strftime("%Y-%m-%d %H:%M:%S.%f") }}' as timestamp)
+    {%- endif -%}
+{%- endmacro %}

@@ -1,0 +1,1 @@
+{% macro amount_type() -%} decimal(38, 21) {%- endmacro %}

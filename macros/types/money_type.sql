@@ -1,0 +1,1 @@
+{% macro money_type() -%} decimal(28, 4) {%- endmacro %}

@@ -1,0 +1,1 @@
+{% macro quantity_type() -%} decimal(28, 9) {%- endmacro %}

@@ -1,0 +1,418 @@
+{{ config(
+    materialized='incremental',
+    incremental_strategy='delete+insert',
+    unique_key='usage_hourly_id'
+) }}
+
+with
+
+usage_events as (
+
+    select * from {{ ref('stg_usage_events') }}
+
+),
+
+definitions as (
+
+    select * from {{ ref('int_metric_definitions') }}
+
+),
+
+filters as (
+
+    select * from {{ ref('metric_filters') }}
+
+),
+
+window_splits as (
+
+    select * from {{ ref('int_window_splits') }}
+
+),
+
+events_by_hour as (
+
+    select
+        *,
+        {{ dbt.date_trunc('hour', 'occurred_at') }} as hour_start_at
+    from usage_events
+
+),
+
+{% if is_incremental() %}
+
+metered as (
+
+    select * from {{ this }}
+
+),
+
+{# A delivery that was accepted before and no longer is touches its hour as much as a new one. #}
+hours_with_changed_deliveries as (
+
+    select distinct
+        customer_id,
+        {{ dbt.date_trunc('hour', 'occurred_at') }} as hour_start_at
+    from {{ ref('stg_event_deliveries') }}
+    where
+        stage_sequence > (select coalesce(max(metered.stage_sequence), 0) from metered)
+        and customer_id is not null
+        and occurred_at is not null
+
+),
+
+current_windows_of_metered_hours as (
+
+    select
+        metered_hours.customer_id,
+        metered_hours.hour_start_at,
+        metered_hours.window_start_at as metered_start_at,
+        metered_hours.window_end_at as metered_end_at,
+        coalesce(window_splits.window_start_at, metered_hours.hour_start_at) as window_start_at,
+        coalesce(
+            window_splits.window_end_at,
+            {{ dbt.dateadd('hour', 1, 'metered_hours.hour_start_at') }}
+        ) as window_end_at
+    from (
+        select distinct
+            customer_id,
+            hour_start_at,
+            window_start_at,
+            window_end_at
+        from metered
+    ) as metered_hours
+    left join window_splits
+        on
+            metered_hours.customer_id = window_splits.customer_id
+            and metered_hours.hour_start_at = window_splits.hour_start_at
+
+),
+
+{# A new price, time zone or subscription moves the boundaries inside an hour. #}
+hours_with_moved_boundaries as (
+
+    select
+        customer_id,
+        hour_start_at
+    from current_windows_of_metered_hours
+    group by customer_id, hour_start_at, metered_start_at, metered_end_at
+    having
+        max(
+            case
+                when window_start_at = metered_start_at and window_end_at = metered_end_at then 1
+                else 0
+            end
+        ) = 0
+
+),
+
+hours_to_meter as (
+
+    select
+        customer_id,
+        hour_start_at
+    from hours_with_changed_deliveries
+
+    union
+
+    select
+        customer_id,
+        hour_start_at
+    from hours_with_moved_boundaries
+
+),
+
+metered_definitions as (
+
+    select distinct
+        metric_code,
+        definition_hash
+    from metered
+    where event_count > 0
+
+),
+
+{# New and redefined metrics are metered over all of history, with the others of their event type, on which the residual
+   metric depends. #}
+definitions_to_meter as (
+
+    select *
+    from definitions
+    where
+        event_type in (
+            select definitions.event_type
+            from definitions
+            left join metered_definitions
+                on
+                    definitions.metric_code = metered_definitions.metric_code
+                    and definitions.definition_hash = metered_definitions.definition_hash
+            where metered_definitions.metric_code is null
+        )
+
+),
+
+{% endif %}
+
+metric_events as (
+
+    {% set metric_event_columns %}
+        events_by_hour.delivery_id,
+        events_by_hour.customer_id,
+        events_by_hour.occurred_at,
+        events_by_hour.hour_start_at,
+        events_by_hour.properties,
+        definitions.*
+    {% endset %}
+
+    {% if is_incremental() %}
+    select {{ metric_event_columns }}
+    from events_by_hour
+    inner join hours_to_meter
+        on
+            events_by_hour.customer_id = hours_to_meter.customer_id
+            and events_by_hour.hour_start_at = hours_to_meter.hour_start_at
+    inner join definitions
+        on events_by_hour.event_type = definitions.event_type
+
+    union
+
+    select {{ metric_event_columns }}
+    from events_by_hour
+    inner join definitions_to_meter as definitions
+        on events_by_hour.event_type = definitions.event_type
+    {% else %}
+    select {{ metric_event_columns }}
+    from events_by_hour
+    inner join definitions
+        on events_by_hour.event_type = definitions.event_type
+    {% endif %}
+
+),
+
+filter_groups as (
+
+    select distinct
+        metric_code,
+        property_name,
+        operator
+    from filters
+
+),
+
+metric_events_with_filtered_value as (
+
+    select
+        metric_events.delivery_id,
+        metric_events.metric_code,
+        filter_groups.property_name,
+        filter_groups.operator,
+        {{ json_text('metric_events.properties', 'filter_groups.property_name') }} as value_text
+    from metric_events
+    inner join filter_groups
+        on metric_events.metric_code = filter_groups.metric_code
+
+),
+
+metric_events_filtered_out as (
+
+    select distinct
+        metric_events_with_filtered_value.delivery_id,
+        metric_events_with_filtered_value.metric_code
+    from metric_events_with_filtered_value
+    left join filters
+        on
+            metric_events_with_filtered_value.metric_code = filters.metric_code
+            and metric_events_with_filtered_value.property_name = filters.property_name
+            and metric_events_with_filtered_value.operator = filters.operator
+            and metric_events_with_filtered_value.value_text = filters.filter_value
+    where
+        (metric_events_with_filtered_value.operator = 'in' and filters.metric_code is null)
+        or (metric_events_with_filtered_value.operator = 'not_in' and filters.metric_code is not null)
+
+),
+
+{# The residual metric counts an event only if no other metric does. #}
+residual_events_counted_elsewhere as (
+
+    select distinct
+        residual_events.delivery_id,
+        residual_events.metric_code
+    from metric_events as residual_events
+    inner join metric_events
+        on residual_events.delivery_id = metric_events.delivery_id
+    left join metric_events_filtered_out
+        on
+            metric_events.delivery_id = metric_events_filtered_out.delivery_id
+            and metric_events.metric_code = metric_events_filtered_out.metric_code
+    where
+        residual_events.is_residual
+        and not metric_events.is_residual
+        and metric_events_filtered_out.delivery_id is null
+
+),
+
+metric_events_excluded as (
+
+    select * from metric_events_filtered_out
+
+    union all
+
+    select * from residual_events_counted_elsewhere
+
+),
+
+metered_events as (
+
+    select
+        metric_events.metric_code,
+        metric_events.definition_hash,
+        metric_events.aggregation,
+        metric_events.customer_id,
+        metric_events.occurred_at,
+        metric_events.hour_start_at,
+        '{'
+        {%- for position in [1, 2, 3] %}
+        || case
+            when metric_events.dimension_{{ position }}_property is not null
+                then {{ "', ' || " if position > 1 }}'"' || metric_events.dimension_{{ position }}_property || '": '
+                    || {{ json_quote(json_text('metric_events.properties', 'metric_events.dimension_' ~ position ~ '_property')) }}
+            else ''
+        end
+        {%- endfor %}
+        || '}' as dimensions,
+        case
+            when metric_events.aggregation in ('sum', 'max')
+                then cast(
+                    {{ json_text('metric_events.properties', 'metric_events.property_name') }} as {{ quantity_type() }}
+                )
+        end as value,
+        case
+            when metric_events.aggregation = 'unique_count'
+                then {{ json_text('metric_events.properties', 'metric_events.property_name') }}
+            else ''
+        end as distinct_value,
+        coalesce(window_splits.window_start_at, metric_events.hour_start_at) as window_start_at,
+        coalesce(
+            window_splits.window_end_at,
+            {{ dbt.dateadd('hour', 1, 'metric_events.hour_start_at') }}
+        ) as window_end_at
+    from metric_events
+    left join metric_events_excluded
+        on
+            metric_events.delivery_id = metric_events_excluded.delivery_id
+            and metric_events.metric_code = metric_events_excluded.metric_code
+    left join window_splits
+        on
+            metric_events.customer_id = window_splits.customer_id
+            and metric_events.hour_start_at = window_splits.hour_start_at
+            and metric_events.occurred_at >= window_splits.window_start_at
+            and metric_events.occurred_at < window_splits.window_end_at
+    where metric_events_excluded.delivery_id is null
+
+),
+
+usage_hourly as (
+
+    select
+        {{ surrogate_key(['metric_code', 'customer_id', 'dimensions', 'distinct_value', 'window_start_at']) }}
+            as usage_hourly_id,
+        metric_code,
+        definition_hash,
+        aggregation,
+        customer_id,
+        dimensions,
+        distinct_value,
+        cast(
+            case aggregation
+                when 'count' then count(*)
+                when 'sum' then sum(value)
+                when 'max' then max(value)
+            end as {{ quantity_total_type() }}
+        ) as quantity,
+        count(*) as event_count,
+        min(occurred_at) as first_event_at,
+        max(occurred_at) as last_event_at,
+        hour_start_at,
+        window_start_at,
+        window_end_at
+    from metered_events
+    group by
+        metric_code,
+        definition_hash,
+        aggregation,
+        customer_id,
+        dimensions,
+        distinct_value,
+        hour_start_at,
+        window_start_at,
+        window_end_at
+
+),
+
+{% if is_incremental() %}
+
+{# What was metered before in the same scope and is not any more stays as a row without events: rows cannot be deleted here. #}
+usage_no_longer_metered as (
+
+    select
+        metered.usage_hourly_id,
+        metered.metric_code,
+        coalesce(definitions.definition_hash, metered.definition_hash) as definition_hash,
+        metered.aggregation,
+        metered.customer_id,
+        metered.dimensions,
+        metered.distinct_value,
+        cast(null as {{ quantity_total_type() }}) as quantity,
+        0 as event_count,
+        metered.first_event_at,
+        metered.last_event_at,
+        metered.hour_start_at,
+        metered.window_start_at,
+        metered.window_end_at
+    from metered
+    left join hours_to_meter
+        on
+            metered.customer_id = hours_to_meter.customer_id
+            and metered.hour_start_at = hours_to_meter.hour_start_at
+    left join definitions
+        on metered.metric_code = definitions.metric_code
+    left join usage_hourly
+        on metered.usage_hourly_id = usage_hourly.usage_hourly_id
+    where
+        usage_hourly.usage_hourly_id is null
+        and metered.event_count > 0
+        and (
+            hours_to_meter.customer_id is not null
+            or definitions.metric_code is null
+            or definitions.definition_hash <> metered.definition_hash
+        )
+
+),
+
+{% endif %}
+
+usage_hourly_to_write as (
+
+    select * from usage_hourly
+
+    {% if is_incremental() %}
+    union all
+
+    select * from usage_no_longer_metered
+    {% endif %}
+
+),
+
+usage_hourly_sequenced as (
+
+    select
+        usage_hourly_to_write.*,
+        (
+            select coalesce(max(deliveries.stage_sequence), 0)
+            from {{ ref('stg_event_deliveries') }} as deliveries
+        ) as stage_sequence
+    from usage_hourly_to_write
+
+)
+
+select * from usage_hourly_sequenced

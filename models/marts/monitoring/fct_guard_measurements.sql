@@ -1,0 +1,104 @@
+with
+
+accuracy as (
+
+    select
+        'accuracy' as guard_code,
+        metric_code || '|' || customer_id || '|' || dimensions || '|'
+        || cast(period_start_at as varchar) || '|' || cast(period_end_at as varchar) as subject,
+        relative_difference as measured
+    from {{ ref('fct_usage_accuracy') }}
+
+),
+
+ingestion_error_rate as (
+
+    select
+        'ingestion_error_rate' as guard_code,
+        cast(cast(first_received_at as date) as varchar) as subject,
+        {{ ratio('sum(rejected)', 'sum(deliveries)') }} as measured
+    from {{ ref('fct_ingestion_health') }}
+    group by cast(first_received_at as date)
+
+),
+
+dropped_from_batches as (
+
+    select
+        'dropped_events' as guard_code,
+        'batch|' || batch_id as subject,
+        dropped as measured
+    from {{ ref('fct_ingestion_health') }}
+
+),
+
+accepted_by_event_type as (
+
+    select
+        event_type,
+        count(*) as events
+    from {{ ref('stg_usage_events') }}
+    group by event_type
+
+),
+
+metered_by_metric as (
+
+    select
+        metric_code,
+        sum(event_count) as events
+    from {{ ref('int_usage_hourly') }}
+    group by metric_code
+
+),
+
+{# A metric without filters must have metered each accepted event of its type. #}
+dropped_by_metering as (
+
+    select
+        'dropped_events' as guard_code,
+        'metric|' || definitions.metric_code as subject,
+        abs(accepted_by_event_type.events - coalesce(metered_by_metric.events, 0)) as measured
+    from {{ ref('int_metric_definitions') }} as definitions
+    inner join accepted_by_event_type
+        on definitions.event_type = accepted_by_event_type.event_type
+    left join metered_by_metric
+        on definitions.metric_code = metered_by_metric.metric_code
+    where not definitions.has_filters and not definitions.is_residual
+
+),
+
+measurements as (
+
+    select guard_code, subject, cast(measured as decimal(28, 9)) as measured from accuracy
+    union all
+    select guard_code, subject, cast(measured as decimal(28, 9)) as measured from ingestion_error_rate
+    union all
+    select guard_code, subject, cast(measured as decimal(28, 9)) as measured from dropped_from_batches
+    union all
+    select guard_code, subject, cast(measured as decimal(28, 9)) as measured from dropped_by_metering
+
+),
+
+guard_measurements as (
+
+    select
+        measurements.guard_code,
+        measurements.subject,
+        measurements.measured,
+        guard_thresholds.threshold,
+        guard_thresholds.unit,
+        {# Without a threshold nothing can be said to hold. #}
+        coalesce(measurements.measured > guard_thresholds.threshold, true) as is_breach,
+        guard_exceptions.reason as exception_reason
+    from measurements
+    left join {{ ref('guard_thresholds') }} as guard_thresholds
+        on measurements.guard_code = guard_thresholds.guard_code
+    left join {{ ref('guard_exceptions') }} as guard_exceptions
+        on
+            measurements.guard_code = guard_exceptions.guard_code
+            and measurements.subject = guard_exceptions.subject
+
+)
+
+select * from guard_measurements

@@ -1,0 +1,95 @@
+with
+
+independent_totals as (
+
+    select * from {{ ref('stg_independent_totals') }}
+
+),
+
+usage_hourly as (
+
+    select * from {{ ref('int_usage_hourly') }}
+    where event_count > 0
+
+),
+
+{# The units of dimensions text are the metering's own; a total without dimensions spans all of them. #}
+metered_totals as (
+
+    select
+        totals.metric_code,
+        totals.customer_id,
+        totals.dimensions,
+        totals.period_start_at,
+        totals.period_end_at,
+        {{ roll_up_quantity(prefix='usage_hourly.') }} as quantity
+    from independent_totals as totals
+    inner join usage_hourly
+        on
+            totals.metric_code = usage_hourly.metric_code
+            and totals.customer_id = usage_hourly.customer_id
+            and usage_hourly.window_start_at >= totals.period_start_at
+            and usage_hourly.window_start_at < totals.period_end_at
+            and (totals.dimensions = '' or totals.dimensions = usage_hourly.dimensions)
+    group by
+        totals.metric_code,
+        totals.customer_id,
+        totals.dimensions,
+        totals.period_start_at,
+        totals.period_end_at
+
+),
+
+usage_accuracy as (
+
+    select
+        {{ surrogate_key([
+            'totals.metric_code',
+            'totals.customer_id',
+            'totals.dimensions',
+            'totals.period_start_at',
+            'totals.period_end_at',
+        ]) }} as usage_accuracy_id,
+        totals.metric_code,
+        totals.customer_id,
+        totals.dimensions,
+        totals.source,
+        coalesce(metered_totals.quantity, 0) as metered_quantity,
+        totals.quantity as independent_quantity,
+        coalesce(metered_totals.quantity, 0) - totals.quantity as difference,
+        totals.period_start_at,
+        totals.period_end_at
+    from independent_totals as totals
+    left join metered_totals
+        on
+            totals.metric_code = metered_totals.metric_code
+            and totals.customer_id = metered_totals.customer_id
+            and totals.dimensions = metered_totals.dimensions
+            and totals.period_start_at = metered_totals.period_start_at
+            and totals.period_end_at = metered_totals.period_end_at
+
+),
+
+usage_accuracy_with_ratio as (
+
+    select
+        usage_accuracy_id,
+        metric_code,
+        customer_id,
+        dimensions,
+        source,
+        cast(metered_quantity as {{ quantity_total_type() }}) as metered_quantity,
+        cast(independent_quantity as {{ quantity_total_type() }}) as independent_quantity,
+        cast(difference as {{ quantity_total_type() }}) as difference,
+        case
+            when independent_quantity = 0 and metered_quantity = 0 then cast(0 as decimal(18, 9))
+            when independent_quantity = 0 then cast(1 as decimal(18, 9))
+            else {{ ratio('abs(difference)', 'abs(independent_quantity)') }}
+        end as relative_difference,
+        period_start_at,
+        period_end_at
+    from usage_accuracy
+
+)
+
+select * from usage_accuracy_with_ratio

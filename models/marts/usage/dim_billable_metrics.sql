@@ -1,0 +1,67 @@
+with
+
+metrics as (
+
+    select * from {{ ref('billable_metrics') }}
+
+),
+
+dimensions as (
+
+    select * from {{ ref('metric_dimensions') }}
+
+),
+
+filters as (
+
+    select * from {{ ref('metric_filters') }}
+
+),
+
+dimensions_by_metric as (
+
+    select
+        metric_code,
+        {{ dbt.listagg('property_name', "', '", 'order by dimension_position') }} as pricing_dimensions
+    from dimensions
+    group by metric_code
+
+),
+
+filters_by_metric as (
+
+    select
+        metric_code,
+        {{ dbt.listagg(
+            measure="property_name || ' ' || operator || ' ' || filter_value",
+            delimiter_text="', '",
+            order_by_clause='order by property_name, operator, filter_value'
+        ) }} as filters
+    from filters
+    group by metric_code
+
+),
+
+billable_metrics as (
+
+    select
+        metrics.metric_code,
+        metrics.metric_name,
+        metrics.event_type,
+        metrics.aggregation,
+        metrics.property_name,
+        metrics.unit,
+        dimensions_by_metric.pricing_dimensions,
+        filters_by_metric.filters,
+        metrics.finance_confirmed_on is not null as is_confirmed_by_finance,
+        metrics.finance_confirmed_on,
+        metrics.description
+    from metrics
+    left join dimensions_by_metric
+        on metrics.metric_code = dimensions_by_metric.metric_code
+    left join filters_by_metric
+        on metrics.metric_code = filters_by_metric.metric_code
+
+)
+
+select * from billable_metrics

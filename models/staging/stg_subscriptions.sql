@@ -1,0 +1,28 @@
+with
+
+subscriptions as (
+
+    select * from {{ ref('subscriptions') }}
+
+),
+
+subscriptions_in_utc as (
+
+    select
+        ---------- ids
+        subscription_id,
+        customer_id,
+        plan_code,
+
+        ---------- strings
+        time_zone,
+
+        ---------- timestamps
+        started_at as started_local_at,
+        {{ local_to_utc('started_at', 'time_zone') }} as started_at,
+        {{ local_to_utc('ended_at', 'time_zone') }} as ended_at
+    from subscriptions
+
+)
+
+select * from subscriptions_in_utc

@@ -1,0 +1,558 @@
+"""Landing: usage events and independent totals, from files into the raw tables.
+
+The warehouse reads the files. Each file is one batch, landed in one transaction. Nothing is checked here beyond whether a
+record can be read at all; a record that cannot be is landed with its line, its text and the reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import hashlib
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import IO
+
+import duckdb
+
+from orchestration.lib.project import MeteringError, Progress
+
+EVENT_FIELDS = (
+    "idempotency_key", "event_type", "schema_version", "customer_id", "occurred_at", "properties", "corrects", "correction",
+)  # fmt: skip
+TOTALS_FIELDS = (
+    "metric_code", "customer_id", "dimensions", "period_start_at", "period_end_at", "quantity", "source",
+)  # fmt: skip
+_MAX_LINE_BYTES = 16 * 1024 * 1024
+# Never valid inside a line of JSON, so the CSV reader takes each line whole.
+_NO_DELIMITER = "\x01"
+
+
+@dataclass(frozen=True)
+class LandedBatch:
+    """One file landed.
+
+    Attributes:
+        batch_id: key of the batch in raw.usage_events.
+        path: the file.
+        deliveries: records landed.
+        unreadable: how many of them could not be read.
+        earlier_batch_id: a batch that landed the same bytes before, or None.
+        seconds: time it took.
+    """
+
+    batch_id: str
+    path: Path
+    deliveries: int
+    unreadable: int
+    earlier_batch_id: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _FileFacts:
+    sha256: str
+    records: int | None
+    is_regular: bool
+    newline: str
+
+
+def expand_patterns(patterns: Sequence[str]) -> list[Path]:
+    """Turn files and globs into a sorted list of files, each once, in the order of the patterns.
+
+    Raises:
+        MeteringError: a pattern matches no file.
+    """
+    files: dict[Path, None] = {}
+    for pattern in patterns:
+        matches = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+        if not matches:
+            raise MeteringError(f"{pattern}: no such file. Give a file or a quoted glob such as 'events/*.jsonl.gz'.")
+        files.update(dict.fromkeys(Path(match) for match in matches))
+    return list(files)
+
+
+def land_files(
+    connection: duckdb.DuckDBPyConnection, paths: Iterable[Path], *, progress: Progress
+) -> list[LandedBatch]:
+    """Land event files, each as a batch of its own.
+
+    Formats go by the name: .jsonl, .ndjson (one event or CloudEvent a line), .json (an array of them), .csv and .parquet;
+    text may be gzipped (.gz). A CSV or Parquet file has the event's fields as columns; without a column ``properties`` its
+    other columns are taken as the properties.
+
+    Args:
+        connection: open warehouse with its landing tables.
+        paths: files to land, in this order.
+        progress: called with a line of text for each file.
+
+    Raises:
+        MeteringError: a file's format is not known or the file as a whole cannot be read. Files before it have landed.
+    """
+    return [_land_file(connection, path, progress) for path in paths]
+
+
+def _land_file(connection: duckdb.DuckDBPyConnection, path: Path, progress: Progress) -> LandedBatch:
+    started = time.monotonic()
+    kind = _kind_of(path)
+    facts = _inspect(path, is_lines=kind == "jsonl")
+    received_at = datetime.now(UTC).replace(tzinfo=None)
+    batch_id = f"{received_at:%Y%m%dT%H%M%S%fZ}-{facts.sha256[:12]}"
+    earlier = connection.execute(
+        "select batch_id from raw.load_batches where file_sha256 = ? order by received_at limit 1", [facts.sha256]
+    ).fetchone()
+
+    connection.execute("begin")
+    try:
+        if kind == "jsonl":
+            counted = _insert_lines(connection, path, facts, batch_id, received_at)
+        elif kind == "json":
+            counted = _insert_array(connection, path, batch_id, received_at)
+        elif kind == "csv":
+            counted = _insert_csv(connection, path, batch_id, received_at)
+        else:
+            counted = _insert_parquet(connection, path, batch_id, received_at)
+        connection.execute(
+            "insert into raw.load_batches values (?, ?, ?, ?, ?)",
+            [batch_id, str(path), facts.sha256, counted, received_at],
+        )
+        landed = connection.execute(
+            "select count(*), count(landing_error_code) from raw.usage_events where batch_id = ?", [batch_id]
+        ).fetchone()
+        connection.execute("commit")
+    except duckdb.Error as error:
+        connection.execute("rollback")
+        raise MeteringError(f"{path}: cannot be read as {kind}, nothing of it was landed: {error}") from error
+    except BaseException:
+        connection.execute("rollback")
+        raise
+
+    assert landed is not None
+    batch = LandedBatch(
+        batch_id, path, landed[0], landed[1], earlier[0] if earlier else None, time.monotonic() - started
+    )
+    again = f"; the same bytes landed before as batch {batch.earlier_batch_id}, copies count once" if earlier else ""
+    unreadable = f", {batch.unreadable:,} unreadable" if batch.unreadable else ""
+    progress(f"landed {path.name}: {batch.deliveries:,} deliveries{unreadable} in {batch.seconds:.1f} s{again}")
+    return batch
+
+
+def _kind_of(path: Path) -> str:
+    name = path.name.lower().removesuffix(".gz")
+    for suffix, kind in ((".jsonl", "jsonl"), (".ndjson", "jsonl"), (".json", "json"), (".csv", "csv")):
+        if name.endswith(suffix):
+            return kind
+    if path.name.lower().endswith(".parquet"):
+        return "parquet"
+    raise MeteringError(f"{path}: unknown format. Known are .jsonl, .ndjson, .json, .csv (also .gz) and .parquet.")
+
+
+def _open_binary(path: Path) -> IO[bytes]:
+    if path.name.lower().endswith(".gz"):
+        return gzip.open(path, "rb")
+    return path.open("rb")
+
+
+def _inspect(path: Path, *, is_lines: bool) -> _FileFacts:
+    """Hash the file and, for lines, count its records apart from the warehouse and find its newline."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    if not is_lines:
+        return _FileFacts(digest.hexdigest(), None, True, "\\n")
+    records = lines = carriage_returns = windows_newlines = 0
+    is_regular = True
+    try:
+        with _open_binary(path) as stream:
+            for line in stream:
+                lines += 1
+                records += bool(line.strip())
+                if b"\r" in line:
+                    carriage_returns += line.count(b"\r")
+                    windows_newlines += line.endswith(b"\r\n")
+                if len(line) > _MAX_LINE_BYTES or b"\x01" in line or b"\x00" in line:
+                    is_regular = False
+    except (OSError, EOFError) as error:
+        raise MeteringError(f"{path}: cannot be read, nothing of it was landed: {error}") from error
+    is_windows = windows_newlines > 0
+    if carriage_returns and (carriage_returns != windows_newlines or windows_newlines < lines - 1):
+        is_regular = False
+    return _FileFacts(digest.hexdigest(), records, is_regular, "\\r\\n" if is_windows else "\\n")
+
+
+def _insert_lines(
+    connection: duckdb.DuckDBPyConnection, path: Path, facts: _FileFacts, batch_id: str, received_at: datetime
+) -> int:
+    assert facts.records is not None
+    if facts.is_regular and _is_utf8(connection, path, facts):
+        _insert_line_records(connection, path, path, facts.newline, batch_id, received_at)
+        return facts.records
+    # Control characters, mixed newlines, broken UTF-8, overlong lines: make each line one the reader takes, in its place.
+    with tempfile.TemporaryDirectory() as folder:
+        cleaned = Path(folder) / "lines.jsonl"
+        with cleaned.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.writelines(line + "\n" for line in _cleaned_lines(path))
+        _insert_line_records(connection, cleaned, path, "\\n", batch_id, received_at)
+    return facts.records
+
+
+def _cleaned_lines(path: Path) -> Iterator[str]:
+    with _open_binary(path) as stream:
+        for raw in stream:
+            line = raw.rstrip(b"\r\n")
+            if len(line) > _MAX_LINE_BYTES // 2:
+                yield f"!line of {len(line)} bytes is too long: {line[:200].decode('utf-8', 'backslashreplace')}"
+                continue
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError:
+                yield "!not valid UTF-8: " + line.decode("utf-8", "backslashreplace")
+                continue
+            yield re.sub(r"[\x00-\x08\x0a-\x1f]", lambda found: f"\\x{ord(found.group()):02x}", text)
+
+
+def _line_reader(path: Path, newline: str) -> str:
+    return f"""
+        read_csv(
+            {_quote(str(path))},
+            columns = {{'line': 'VARCHAR'}},
+            header = false,
+            auto_detect = false,
+            delim = '{_NO_DELIMITER}',
+            quote = '',
+            escape = '',
+            comment = '',
+            new_line = '{newline}',
+            strict_mode = false,
+            max_line_size = {_MAX_LINE_BYTES}
+        )
+    """
+
+
+def _is_utf8(connection: duckdb.DuckDBPyConnection, path: Path, facts: _FileFacts) -> bool:
+    try:
+        row = connection.execute(f"select count(*) from {_line_reader(path, facts.newline)}").fetchone()
+    except duckdb.Error:
+        # The failed read has aborted the transaction, which so far holds nothing.
+        connection.execute("rollback")
+        connection.execute("begin")
+        return False
+    return row is not None
+
+
+# CloudEvents 1.0: id and source make an event unique; type, subject, time and data carry the rest. The specification has no
+# schema version; an extension attribute schemaversion may give one.
+_RECORD_TO_EVENT = r"""
+    select
+        line_number,
+        is_object,
+        line,
+        f[1] is not null as is_cloud_event,
+        f
+    from (
+        select
+            line_number,
+            line,
+            coalesce(json_valid(line) and json_type(line) = 'OBJECT', false) as is_object,
+            case
+                when is_object
+                    then json_extract_string(
+                        -- JSON readers hold numbers as doubles: one with more digits than that is kept as text.
+                        case
+                            when regexp_matches(line, '[0-9.]{17,}')
+                                then array_to_string(
+                                    list_transform(
+                                        regexp_extract_all(
+                                            line, '"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|[^"0-9-]+|.'
+                                        ),
+                                        lambda token: case
+                                            when
+                                                length(token) >= 17
+                                                and regexp_full_match(token, '-?[0-9]+([.][0-9]+)?([eE][+-]?[0-9]+)?')
+                                                then '"' || token || '"'
+                                            else token
+                                        end
+                                    ),
+                                    ''
+                                )
+                            else line
+                        end,
+                        [
+                            '$.specversion', '$.id', '$.source', '$.type', '$.schemaversion', '$.subject', '$.time', '$.data',
+                            '$.idempotency_key', '$.event_type', '$.schema_version', '$.customer_id', '$.occurred_at',
+                            '$.properties', '$.corrects', '$.correction'
+                        ]
+                    )
+            end as f
+        from records
+    )
+"""
+
+
+def _insert_records(
+    connection: duckdb.DuckDBPyConnection, records: str, source: Path, batch_id: str, received_at: datetime
+) -> None:
+    """Insert JSON records, given as SQL with the columns line_number and line."""
+    connection.execute(
+        f"""
+        insert into raw.usage_events by name
+        with records as ({records}), events as ({_RECORD_TO_EVENT})
+        select
+            $batch_id as batch_id,
+            line_number,
+            $source as source,
+            $received_at::timestamp as received_at,
+            case when is_cloud_event then f[3] || '|' || f[2] else f[9] end as idempotency_key,
+            case when is_cloud_event then f[4] else f[10] end as event_type,
+            case when is_cloud_event then coalesce(f[5], '1') else f[11] end as schema_version,
+            case when is_cloud_event then f[6] else f[12] end as customer_id,
+            case when is_cloud_event then f[7] else f[13] end as occurred_at,
+            case when is_cloud_event then f[8] else f[14] end as properties,
+            f[15] as corrects,
+            f[16] as correction,
+            case when not is_object then 'unparseable_json' end as landing_error_code,
+            case when not is_object then 'line ' || line_number || ' is not a JSON object: ' || left(line, 100) end
+                as landing_error,
+            case when not is_object then line end as raw_record
+        from events
+        """,
+        {"batch_id": batch_id, "source": str(source), "received_at": received_at},
+    )
+
+
+def _insert_line_records(
+    connection: duckdb.DuckDBPyConnection,
+    path: Path,
+    source: Path,
+    newline: str,
+    batch_id: str,
+    received_at: datetime,
+) -> None:
+    records = f"""
+        select * from (select row_number() over () as line_number, line from {_line_reader(path, newline)})
+        where trim(line, chr(9) || ' ') <> ''
+    """
+    _insert_records(connection, records, source, batch_id, received_at)
+
+
+def _insert_array(
+    connection: duckdb.DuckDBPyConnection, path: Path, batch_id: str, received_at: datetime
+) -> int:
+    with _open_binary(path) as stream:
+        try:
+            content = json.load(stream, parse_float=str)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise MeteringError(
+                f"{path}: is not valid JSON, nothing of it was landed: {error}. One event a line belongs into a .jsonl file."
+            ) from error
+    events = content if isinstance(content, list) else [content]
+    with tempfile.TemporaryDirectory() as folder:
+        lines = Path(folder) / "lines.jsonl"
+        with lines.open("w", encoding="utf-8", newline="\n") as stream_out:
+            stream_out.writelines(json.dumps(event) + "\n" for event in events)
+        _insert_line_records(connection, lines, path, "\\n", batch_id, received_at)
+    return len(events)
+
+
+def _insert_csv(connection: duckdb.DuckDBPyConnection, path: Path, batch_id: str, received_at: datetime) -> int:
+    for table in ("reject_scans", "reject_errors"):
+        connection.execute(f"drop table if exists {table}")
+    reader = (
+        f"read_csv({_quote(str(path))}, header = true, all_varchar = true, delim = ',', quote = '\"', escape = '\"', "
+        f"null_padding = false, ignore_errors = true, store_rejects = true, max_line_size = {_MAX_LINE_BYTES})"
+    )
+    columns = [row[0] for row in connection.execute(f"describe select * from {reader}").fetchall()]
+    for table in ("reject_scans", "reject_errors"):
+        connection.execute(f"drop table if exists {table}")
+    connection.execute(f"create or replace temp table csv_rows as select row_number() over () as row_number, * from {reader}")
+    # A record that could not be read takes a number of its own, so that those after it keep theirs.
+    connection.execute(
+        """
+        create or replace temp table csv_rejects as
+        select line, any_value(csv_line) as csv_line, string_agg(distinct error_message, '; ') as error_message,
+            line - row_number() over (order by line) as rows_before
+        from reject_errors group by line
+        """
+    )
+    connection.execute(
+        f"""
+        insert into raw.usage_events by name
+        select
+            $batch_id as batch_id,
+            row_number + 1 + (
+                select count(*) from csv_rejects where csv_rejects.rows_before < csv_rows.row_number + 1
+            ) as line_number,
+            $source as source,
+            $received_at::timestamp as received_at,
+            {_event_columns(path, columns, dict.fromkeys(columns, "VARCHAR"))}
+        from csv_rows
+        """,
+        {"batch_id": batch_id, "source": str(path), "received_at": received_at},
+    )
+    connection.execute(
+        """
+        insert into raw.usage_events by name
+        select
+            $batch_id as batch_id,
+            line as line_number,
+            $source as source,
+            $received_at::timestamp as received_at,
+            'unparseable_record' as landing_error_code,
+            'line ' || line || ' is not a record of the file: ' || error_message as landing_error,
+            csv_line as raw_record
+        from csv_rejects
+        """,
+        {"batch_id": batch_id, "source": str(path), "received_at": received_at},
+    )
+    counted = connection.execute(
+        "select (select count(*) from csv_rows) + (select count(*) from csv_rejects)"
+    ).fetchone()
+    for table in ("csv_rows", "csv_rejects", "reject_scans", "reject_errors"):
+        connection.execute(f"drop table if exists {table}")
+    assert counted is not None
+    return int(counted[0])
+
+
+def _insert_parquet(
+    connection: duckdb.DuckDBPyConnection, path: Path, batch_id: str, received_at: datetime
+) -> int:
+    types = {
+        row[0]: row[1]
+        for row in connection.execute(f"describe select * from read_parquet({_quote(str(path))})").fetchall()
+    }
+    connection.execute(
+        f"""
+        insert into raw.usage_events by name
+        select
+            $batch_id as batch_id,
+            file_row_number + 1 as line_number,
+            $source as source,
+            $received_at::timestamp as received_at,
+            {_event_columns(path, list(types), types)}
+        from read_parquet({_quote(str(path))}, file_row_number = true)
+        """,
+        {"batch_id": batch_id, "source": str(path), "received_at": received_at},
+    )
+    counted = connection.execute(f"select sum(num_rows) from parquet_file_metadata({_quote(str(path))})").fetchone()
+    assert counted is not None
+    return int(counted[0])
+
+
+def _event_columns(path: Path, columns: list[str], types: dict[str, str]) -> str:
+    """SQL that turns the columns of a table-like file into the fields of an event."""
+    if "idempotency_key" not in columns:
+        raise MeteringError(
+            f"{path}: has no column idempotency_key (it has {', '.join(columns[:12])}). "
+            "The first line must name the event's fields."
+        )
+    expressions = []
+    for field in EVENT_FIELDS:
+        if field == "properties" or field not in columns:
+            continue
+        expressions.append(f"{_identifier(field)}::varchar as {field}")
+    if "properties" in columns:
+        is_text = types["properties"] in ("VARCHAR", "JSON")
+        value = _identifier("properties")
+        expressions.append(f"{value if is_text else f'to_json({value})'}::varchar as properties")
+    else:
+        others = [column for column in columns if column not in EVENT_FIELDS]
+        pairs = ", ".join(
+            f"{_quote(column)}, {_identifier(column)}{'' if types[column] == 'BOOLEAN' else '::varchar'}" for column in others
+        )
+        expressions.append(f"json_object({pairs})::varchar as properties")
+    return ",\n".join(expressions)
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def land_independent_totals(connection: duckdb.DuckDBPyConnection, path: Path, *, progress: Progress) -> int:
+    """Land a CSV file of independent totals (columns TOTALS_FIELDS), whole or not at all.
+
+    Periods are UTC, half-open and on full hours, since usage is metered by the hour. ``dimensions`` is empty for a total over
+    all pricing dimension values, else the JSON text as the marts show it.
+
+    Returns:
+        Rows landed.
+
+    Raises:
+        MeteringError: a row is not as described; the message names the file, line, column and value.
+    """
+    received_at = datetime.now(UTC).replace(tzinfo=None)
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            missing = [field for field in TOTALS_FIELDS if field not in (reader.fieldnames or [])]
+            if missing:
+                raise MeteringError(f"{path}, line 1: lacks the column {', '.join(missing)}.")
+            rows = [_totals_row(path, number, row) for number, row in enumerate(reader, start=2)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise MeteringError(f"{path}: cannot be read: {error}") from error
+    if not rows:
+        raise MeteringError(f"{path}: has no rows.")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    batch_id = f"{received_at:%Y%m%dT%H%M%S%fZ}-{digest[:12]}"
+    connection.execute("begin")
+    try:
+        connection.executemany(
+            "insert into raw.independent_totals values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [[batch_id, row[0], received_at, *row[1:]] for row in rows],
+        )
+        connection.execute("commit")
+    except BaseException:
+        connection.execute("rollback")
+        raise
+    progress(f"landed {path.name}: {len(rows):,} independent totals")
+    return len(rows)
+
+
+def _totals_row(path: Path, number: int, row: dict[str, str]) -> list[object]:
+    def fail(column: str, why: str) -> MeteringError:
+        return MeteringError(f"{path}, line {number}: {column} = {row.get(column)!r} {why}. Nothing of the file was landed.")
+
+    for column in ("metric_code", "customer_id", "source"):
+        if not (row[column] or "").strip():
+            raise fail(column, "is blank")
+    bounds: list[datetime] = []
+    for column in ("period_start_at", "period_end_at"):
+        try:
+            instant = datetime.fromisoformat(row[column])
+        except (TypeError, ValueError):
+            raise fail(column, "is not an ISO 8601 date and time") from None
+        instant = (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC).replace(tzinfo=None)
+        if instant.minute or instant.second or instant.microsecond:
+            raise fail(column, "is not on the full hour (UTC)")
+        bounds.append(instant)
+    if bounds[0] >= bounds[1]:
+        raise fail("period_end_at", "does not lie after period_start_at")
+    try:
+        quantity = Decimal(row["quantity"])
+    except (InvalidOperation, TypeError):
+        raise fail("quantity", "is not a number") from None
+    if not quantity.is_finite() or quantity != quantity.quantize(Decimal("1e-9")):
+        raise fail("quantity", "is not a finite number of at most 9 decimals")
+    dimensions = row["dimensions"] or ""
+    if dimensions:
+        try:
+            parsed = json.loads(dimensions)
+        except json.JSONDecodeError:
+            raise fail("dimensions", "is neither empty nor a JSON object") from None
+        if not isinstance(parsed, dict):
+            raise fail("dimensions", "is neither empty nor a JSON object")
+        # Written as the metering writes it: one blank after each colon and comma.
+        dimensions = json.dumps(parsed, ensure_ascii=False)
+    return [number, row["metric_code"], row["customer_id"], dimensions, *bounds, quantity, row["source"]]

@@ -1,0 +1,138 @@
+"""Where the project lives, and dbt run in process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT_DIR = Path(__file__).resolve().parents[2]
+DEFAULT_DATABASE = PROJECT_DIR / "data" / "metering.duckdb"
+
+Progress = Callable[[str], None]
+
+
+class MeteringError(Exception):
+    """A failure that the user can act on; its text says what was wrong, where, and what to do."""
+
+
+class BuildError(MeteringError):
+    """dbt failed. dbt has printed which node and why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a command works on, taken from the environment.
+
+    Attributes:
+        database: DuckDB file (METERING_DUCKDB_PATH; data/metering.duckdb in the project by default).
+        target: dbt target (METERING_TARGET; dev by default).
+        stripe_state: state file of the local Stripe server, beside the database.
+        data_docs: folder of the Great Expectations Data Docs, beside the database.
+    """
+
+    database: Path
+    target: str
+
+    @property
+    def stripe_state(self) -> Path:
+        return self.database.with_suffix(".stripe.sqlite")
+
+    @property
+    def data_docs(self) -> Path:
+        return self.database.with_suffix(".data_docs")
+
+
+def read_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        MeteringError: the target is not a DuckDB one.
+    """
+    target = os.environ.get("METERING_TARGET", "dev")
+    if target not in ("dev", "ci"):
+        raise MeteringError(
+            f"METERING_TARGET={target}: these commands work on the DuckDB targets dev and ci. "
+            "Unset METERING_TARGET, or run dbt itself for other targets."
+        )
+    database = Path(os.environ.get("METERING_DUCKDB_PATH", str(DEFAULT_DATABASE)))
+    return Settings(database=database if database.is_absolute() else Path.cwd() / database, target=target)
+
+
+@contextlib.contextmanager
+def _dbt_environment(settings: Settings) -> Iterator[None]:
+    """Point dbt at this project and database; relative paths in profiles are relative to the project."""
+    wanted = {
+        "METERING_DUCKDB_PATH": str(settings.database),
+        "METERING_TARGET": settings.target,
+        "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    folder = Path.cwd()
+    os.environ.update(wanted)
+    os.chdir(PROJECT_DIR)
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def run_dbt(settings: Settings, *arguments: str, quiet: bool = False) -> None:
+    """Run a dbt command in this process.
+
+    Args:
+        settings: database and target to run against.
+        arguments: dbt's own arguments, for example ``"build", "--full-refresh"``.
+        quiet: print errors only.
+
+    Raises:
+        BuildError: dbt reported a failure; its output says where.
+    """
+    from dbt.cli.main import dbtRunner
+
+    settings.database.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        *arguments,
+        "--profiles-dir", str(PROJECT_DIR / "profiles"),
+        "--project-dir", str(PROJECT_DIR),
+    ]  # fmt: skip
+    with _dbt_environment(settings):
+        outcome = dbtRunner().invoke((["--quiet"] if quiet else []) + command)
+    if outcome.exception is not None:
+        raise BuildError(f"dbt {arguments[0]} stopped: {outcome.exception}") from outcome.exception
+    if not outcome.success:
+        raise BuildError(f"dbt {arguments[0]} failed; the lines above name the file, the row and the rule.")
+
+
+def build(settings: Settings, *, as_of: str | None = None, full_refresh: bool = False, quiet: bool = False) -> float:
+    """Build seeds, models and tests.
+
+    Args:
+        settings: database and target to build.
+        as_of: instant in UTC (ISO 8601); only deliveries received until then are seen. None: now.
+        full_refresh: rebuild from raw instead of adding what is new.
+        quiet: print errors only.
+
+    Returns:
+        Seconds it took.
+
+    Raises:
+        BuildError: a seed, model or test failed.
+    """
+    arguments = ["build"]
+    if full_refresh:
+        arguments.append("--full-refresh")
+    if as_of is not None:
+        arguments += ["--vars", f"{{as_of: '{as_of}'}}"]
+    started = time.monotonic()
+    run_dbt(settings, *arguments, quiet=quiet)
+    return time.monotonic() - started

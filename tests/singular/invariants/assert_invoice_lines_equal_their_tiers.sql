@@ -1,0 +1,32 @@
+{{ config(description='an invoice line is the sum of its tiers in quantity and amount, rounded by at most half a minor unit') }}
+-- A returned row is a line whose quantity or amount its tiers do not explain.
+
+with
+
+tiers_by_line as (
+
+    select
+        line_id,
+        sum(quantity) as quantity,
+        sum(unrounded_amount) as unrounded_amount
+    from {{ ref('fct_invoice_line_tiers') }}
+    group by line_id
+
+)
+
+select
+    lines.line_id,
+    lines.billable_quantity,
+    tiers_by_line.quantity as tier_quantity,
+    lines.unrounded_amount,
+    tiers_by_line.unrounded_amount as tier_amount,
+    lines.amount
+from {{ ref('fct_invoice_lines') }} as lines
+inner join {{ ref('currencies') }} as currencies
+    on lines.currency_code = currencies.currency_code
+left join tiers_by_line
+    on lines.line_id = tiers_by_line.line_id
+where
+    lines.billable_quantity <> coalesce(tiers_by_line.quantity, 0)
+    or lines.unrounded_amount <> coalesce(tiers_by_line.unrounded_amount, 0)
+    or round(abs(lines.amount - lines.unrounded_amount) * 2 * power(10, currencies.minor_units), 9) > 1

@@ -1,0 +1,27 @@
+{{ config(description='the property of a metric is required in every active schema version of its event type, and a number for sum and max') }}
+-- A returned row is a metric and schema version in which the metric's property is missing, optional or not a number.
+
+select
+    'seeds/catalog/billable_metrics.csv' as seed_file,
+    metrics.metric_code,
+    event_types.event_type,
+    event_types.schema_version,
+    metrics.aggregation,
+    metrics.property_name,
+    properties.data_type,
+    properties.is_required
+from {{ ref('billable_metrics') }} as metrics
+inner join {{ ref('event_types') }} as event_types
+    on metrics.event_type = event_types.event_type
+left join {{ ref('event_properties') }} as properties
+    on
+        event_types.event_type = properties.event_type
+        and event_types.schema_version = properties.schema_version
+        and metrics.property_name = properties.property_name
+where
+    metrics.aggregation <> 'count'
+    and event_types.status = 'active'
+    and (
+        not coalesce(properties.is_required, false)
+        or (metrics.aggregation in ('sum', 'max') and properties.data_type not in ('integer', 'decimal'))
+    )

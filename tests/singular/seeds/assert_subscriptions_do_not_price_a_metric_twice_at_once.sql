@@ -1,0 +1,34 @@
+{{ config(description='no two subscriptions of a customer that run at the same time price the same metric: its usage would be billed twice') }}
+-- A returned row is a pair of overlapping subscriptions with a metric that both price.
+
+with
+
+priced_metrics as (
+
+    select distinct
+        subscriptions.subscription_id,
+        subscriptions.customer_id,
+        subscriptions.time_zone,
+        charges.metric_code,
+        {{ local_to_utc('subscriptions.started_at', 'subscriptions.time_zone') }} as started_at,
+        {{ local_to_utc('subscriptions.ended_at', 'subscriptions.time_zone') }} as ended_at
+    from {{ ref('subscriptions') }} as subscriptions
+    inner join {{ ref('charges') }} as charges
+        on subscriptions.plan_code = charges.plan_code
+
+)
+
+select
+    'seeds/accounts/subscriptions.csv' as seed_file,
+    one.customer_id,
+    one.subscription_id,
+    other.subscription_id as other_subscription_id,
+    one.metric_code
+from priced_metrics as one
+inner join priced_metrics as other
+    on
+        one.customer_id = other.customer_id
+        and one.metric_code = other.metric_code
+        and one.subscription_id < other.subscription_id
+        and one.started_at < coalesce(other.ended_at, cast('9999-12-31' as timestamp))
+        and other.started_at < coalesce(one.ended_at, cast('9999-12-31' as timestamp))

@@ -1,0 +1,9 @@
+{{ config(description='time_zone is a name of the IANA time zone database') }}
+-- A returned row is a subscription whose time zone the warehouse does not know.
+
+select
+    'seeds/accounts/subscriptions.csv' as seed_file,
+    subscription_id,
+    time_zone
+from {{ ref('subscriptions') }}
+where not {{ is_known_time_zone('time_zone') }}
