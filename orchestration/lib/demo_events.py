@@ -177,9 +177,7 @@ def write_demo_data(folder: Path, *, events: int = 20_000, seed: int = 20261001)
         OSError: If the folder cannot be written.
     """
     if events < _MINIMUM_EVENTS:
-        raise ValueError(
-            f"{events} events are too few for every kind of delivery; ask for {_MINIMUM_EVENTS} or more"
-        )
+        raise ValueError(f"{events} events are too few for every kind of delivery; ask for {_MINIMUM_EVENTS} or more")
     # A seeded Mersenne Twister is what makes the files repeatable; nothing here is a secret.
     rng = random.Random(seed)
 
@@ -189,9 +187,7 @@ def write_demo_data(folder: Path, *, events: int = 20_000, seed: int = 20261001)
         _deliver(event, home_file[event.key], event.occurred_at + timedelta(seconds=rng.expovariate(0.5)))
         for event in clean
     ]
-    arrived_at = {
-        event.key: delivery.arrived_at for event, delivery in zip(clean, first_deliveries, strict=True)
-    }
+    arrived_at = {event.key: delivery.arrived_at for event, delivery in zip(clean, first_deliveries, strict=True)}
 
     conflicts = _draw_conflicts(rng, clean, home_file, arrived_at)
     undisputed = [event for event in clean if event.key not in conflicts]

@@ -100,6 +100,39 @@ def land_files(
     return [_land_file(connection, path, progress) for path in paths]
 
 
+def land_new_files(connection: duckdb.DuckDBPyConnection, folder: Path, *, progress: Progress) -> list[LandedBatch]:
+    """Land the event files of a folder that have not landed yet, by path and size.
+
+    A file that has grown is landed again whole: what was there before is a copy, and copies count once.
+
+    Raises:
+        MeteringError: as land_files.
+    """
+    landed = set(connection.execute("select source, file_bytes from raw.load_batches").fetchall())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return land_files(
+        connection, [path for path in files if (str(path), path.stat().st_size) not in landed], progress=progress
+    )
+
+
+def land_new_independent_totals(connection: duckdb.DuckDBPyConnection, folder: Path, *, progress: Progress) -> int:
+    """Land the CSV files of a folder whose content has not landed yet.
+
+    Returns:
+        Rows landed.
+
+    Raises:
+        MeteringError: as land_independent_totals.
+    """
+    landed = {row[0] for row in connection.execute("select distinct batch_id from raw.independent_totals").fetchall()}
+    digests = {batch_id.rsplit("-", 1)[1] for batch_id in landed}
+    return sum(
+        land_independent_totals(connection, path, progress=progress)
+        for path in sorted(folder.rglob("*.csv"))
+        if hashlib.sha256(path.read_bytes()).hexdigest()[:12] not in digests
+    )
+
+
 def _land_file(connection: duckdb.DuckDBPyConnection, path: Path, progress: Progress) -> LandedBatch:
     started = time.monotonic()
     kind = _kind_of(path)
@@ -121,8 +154,8 @@ def _land_file(connection: duckdb.DuckDBPyConnection, path: Path, progress: Prog
         else:
             counted = _insert_parquet(connection, path, batch_id, received_at)
         connection.execute(
-            "insert into raw.load_batches values (?, ?, ?, ?, ?)",
-            [batch_id, str(path), facts.sha256, counted, received_at],
+            "insert into raw.load_batches values (?, ?, ?, ?, ?, ?)",
+            [batch_id, str(path), facts.sha256, path.stat().st_size, counted, received_at],
         )
         landed = connection.execute(
             "select count(*), count(landing_error_code) from raw.usage_events where batch_id = ?", [batch_id]
@@ -262,7 +295,7 @@ _RECORD_TO_EVENT = r"""
         select
             line_number,
             line,
-            coalesce(json_valid(line) and json_type(line) = 'OBJECT', false) as is_object,
+            case when json_valid(line) then json_type(line) = 'OBJECT' else false end as is_object,
             case
                 when is_object
                     then json_extract_string(
@@ -344,9 +377,7 @@ def _insert_line_records(
     _insert_records(connection, records, source, batch_id, received_at)
 
 
-def _insert_array(
-    connection: duckdb.DuckDBPyConnection, path: Path, batch_id: str, received_at: datetime
-) -> int:
+def _insert_array(connection: duckdb.DuckDBPyConnection, path: Path, batch_id: str, received_at: datetime) -> int:
     with _open_binary(path) as stream:
         try:
             content = json.load(stream, parse_float=str)
@@ -373,7 +404,9 @@ def _insert_csv(connection: duckdb.DuckDBPyConnection, path: Path, batch_id: str
     columns = [row[0] for row in connection.execute(f"describe select * from {reader}").fetchall()]
     for table in ("reject_scans", "reject_errors"):
         connection.execute(f"drop table if exists {table}")
-    connection.execute(f"create or replace temp table csv_rows as select row_number() over () as row_number, * from {reader}")
+    connection.execute(
+        f"create or replace temp table csv_rows as select row_number() over () as row_number, * from {reader}"
+    )
     # A record that could not be read takes a number of its own, so that those after it keep theirs.
     connection.execute(
         """
@@ -422,9 +455,7 @@ def _insert_csv(connection: duckdb.DuckDBPyConnection, path: Path, batch_id: str
     return int(counted[0])
 
 
-def _insert_parquet(
-    connection: duckdb.DuckDBPyConnection, path: Path, batch_id: str, received_at: datetime
-) -> int:
+def _insert_parquet(connection: duckdb.DuckDBPyConnection, path: Path, batch_id: str, received_at: datetime) -> int:
     types = {
         row[0]: row[1]
         for row in connection.execute(f"describe select * from read_parquet({_quote(str(path))})").fetchall()
@@ -466,7 +497,8 @@ def _event_columns(path: Path, columns: list[str], types: dict[str, str]) -> str
     else:
         others = [column for column in columns if column not in EVENT_FIELDS]
         pairs = ", ".join(
-            f"{_quote(column)}, {_identifier(column)}{'' if types[column] == 'BOOLEAN' else '::varchar'}" for column in others
+            f"{_quote(column)}, {_identifier(column)}{'' if types[column] == 'BOOLEAN' else '::varchar'}"
+            for column in others
         )
         expressions.append(f"json_object({pairs})::varchar as properties")
     return ",\n".join(expressions)
@@ -522,7 +554,9 @@ def land_independent_totals(connection: duckdb.DuckDBPyConnection, path: Path, *
 
 def _totals_row(path: Path, number: int, row: dict[str, str]) -> list[object]:
     def fail(column: str, why: str) -> MeteringError:
-        return MeteringError(f"{path}, line {number}: {column} = {row.get(column)!r} {why}. Nothing of the file was landed.")
+        return MeteringError(
+            f"{path}, line {number}: {column} = {row.get(column)!r} {why}. Nothing of the file was landed."
+        )
 
     for column in ("metric_code", "customer_id", "source"):
         if not (row[column] or "").strip():

@@ -32,6 +32,8 @@ class Settings:
         target: dbt target (METERING_TARGET; dev by default).
         stripe_state: state file of the local Stripe server, beside the database.
         data_docs: folder of the Great Expectations Data Docs, beside the database.
+        landing: folder whose files the landing assets load: events/ and totals/ (METERING_LANDING_DIR; landing beside
+            the database by default).
     """
 
     database: Path
@@ -44,6 +46,10 @@ class Settings:
     @property
     def data_docs(self) -> Path:
         return self.database.with_suffix(".data_docs")
+
+    @property
+    def landing(self) -> Path:
+        return Path(os.environ.get("METERING_LANDING_DIR", str(self.database.parent / "landing")))
 
 
 def read_settings() -> Settings:
@@ -63,7 +69,7 @@ def read_settings() -> Settings:
 
 
 @contextlib.contextmanager
-def _dbt_environment(settings: Settings) -> Iterator[None]:
+def dbt_environment(settings: Settings) -> Iterator[None]:
     """Point dbt at this project and database; relative paths in profiles are relative to the project."""
     wanted = {
         "METERING_DUCKDB_PATH": str(settings.database),
@@ -97,6 +103,7 @@ def run_dbt(settings: Settings, *arguments: str, quiet: bool = False) -> None:
     Raises:
         BuildError: dbt reported a failure; its output says where.
     """
+    from dbt.adapters.duckdb.connections import DuckDBConnectionManager
     from dbt.cli.main import dbtRunner
 
     settings.database.parent.mkdir(parents=True, exist_ok=True)
@@ -105,12 +112,32 @@ def run_dbt(settings: Settings, *arguments: str, quiet: bool = False) -> None:
         "--profiles-dir", str(PROJECT_DIR / "profiles"),
         "--project-dir", str(PROJECT_DIR),
     ]  # fmt: skip
-    with _dbt_environment(settings):
-        outcome = dbtRunner().invoke((["--quiet"] if quiet else []) + command)
+    with dbt_environment(settings):
+        try:
+            outcome = dbtRunner().invoke((["--quiet"] if quiet else []) + command)
+        finally:
+            # dbt-duckdb keeps the database open until the process ends, which would lock out other processes.
+            DuckDBConnectionManager.close_all_connections()
     if outcome.exception is not None:
         raise BuildError(f"dbt {arguments[0]} stopped: {outcome.exception}") from outcome.exception
     if not outcome.success:
         raise BuildError(f"dbt {arguments[0]} failed; the lines above name the file, the row and the rule.")
+
+
+def ensure_manifest(settings: Settings) -> Path:
+    """The project's manifest.json, parsed anew when a file of the project is newer.
+
+    Raises:
+        BuildError: the project does not parse.
+    """
+    manifest = PROJECT_DIR / "target" / "manifest.json"
+    folders = ("models", "macros", "seeds", "tests/generic", "tests/singular", "profiles")
+    sources = [PROJECT_DIR / "dbt_project.yml"]
+    sources += [path for folder in folders for path in (PROJECT_DIR / folder).rglob("*") if path.is_file()]
+    newest = max(path.stat().st_mtime for path in sources)
+    if not manifest.exists() or manifest.stat().st_mtime < newest:
+        run_dbt(settings, "parse", quiet=True)
+    return manifest
 
 
 def build(settings: Settings, *, as_of: str | None = None, full_refresh: bool = False, quiet: bool = False) -> float:

@@ -13,6 +13,7 @@ _LANDING_TABLES = {
     ("raw", "usage_events"),
     ("raw", "load_batches"),
     ("raw", "independent_totals"),
+    ("ops", "build_log"),
     ("ops", "stripe_sync_log"),
 }
 
@@ -33,7 +34,7 @@ def _open(settings: Settings) -> duckdb.DuckDBPyConnection:
 def connect(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open the warehouse, with its landing tables and sync log in place.
 
-    The tables are defined once, in the dbt macro create_landing_tables; where one is missing the macro is run.
+    The tables are defined once, in the dbt macro create_raw_and_ops_tables; where one is missing the macro is run.
 
     Raises:
         MeteringError: the file is held by another process or is no DuckDB file.
@@ -43,7 +44,7 @@ def connect(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
     present = set(connection.execute("select table_schema, table_name from information_schema.tables").fetchall())
     if not present >= _LANDING_TABLES:
         connection.close()
-        run_dbt(settings, "run-operation", "create_landing_tables", quiet=True)
+        run_dbt(settings, "run-operation", "create_raw_and_ops_tables", quiet=True)
         connection = _open(settings)
     try:
         yield connection
@@ -66,3 +67,35 @@ def require_marts(connection: duckdb.DuckDBPyConnection, *names: str) -> None:
     missing = [name for name in names if name not in present]
     if missing:
         raise MeteringError(f"The warehouse has no {', '.join(missing)} yet: run metering build first.")
+
+
+def require_successful_build(connection: duckdb.DuckDBPyConnection) -> None:
+    """Check that the marts are those of a build that ended without a failure.
+
+    A build that failed a test, or died, has left marts that nobody vouches for.
+
+    Raises:
+        MeteringError: the last build failed, did not end, or there was none.
+    """
+    row = connection.execute(
+        """
+        select
+            started.logged_at,
+            finished.failed_nodes
+        from ops.build_log as started
+        left join ops.build_log as finished
+            on started.invocation_id = finished.invocation_id and finished.step = 'finished'
+        where started.step = 'started'
+        order by started.logged_at desc
+        limit 1
+        """
+    ).fetchone()
+    if row is None:
+        raise MeteringError("Nothing has been built yet: run metering build first.")
+    started_at, failed_nodes = row
+    if failed_nodes is None:
+        raise MeteringError(f"The last build, of {started_at} UTC, did not end: run metering build again.")
+    if failed_nodes > 0:
+        raise MeteringError(
+            f"The last build, of {started_at} UTC, failed in {failed_nodes} nodes: mend that and run metering build again."
+        )

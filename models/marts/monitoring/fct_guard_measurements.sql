@@ -16,7 +16,7 @@ ingestion_error_rate as (
     select
         'ingestion_error_rate' as guard_code,
         cast(cast(first_received_at as date) as varchar) as subject,
-        {{ ratio('sum(rejected)', 'sum(deliveries)') }} as measured
+        coalesce({{ ratio('sum(rejected)', 'sum(deliveries)') }}, 0) as measured
     from {{ ref('fct_ingestion_health') }}
     group by cast(first_received_at as date)
 

@@ -1,4 +1,7 @@
-{{ config(description='invariant 1: deliveries in raw = accepted + duplicates + rejected, for every batch') }}
+{{ config(
+    description='invariant 1: deliveries in raw = accepted + duplicates + rejected, for every batch',
+    meta={'dagster': {'ref': {'name': 'stg_event_deliveries'}}}
+) }}
 -- A returned row is a batch in which deliveries got lost or were invented between the raw table and staging.
 
 with

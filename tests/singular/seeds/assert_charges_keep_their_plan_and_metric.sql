@@ -1,4 +1,7 @@
-{{ config(description='all price versions of a charge_code have the same plan_code and metric_code') }}
+{{ config(
+    description='all price versions of a charge_code have the same plan_code and metric_code',
+    meta={'dagster': {'ref': {'name': 'charges'}}}
+) }}
 -- A returned row is a charge whose versions disagree on what is priced.
 
 select

@@ -1,4 +1,7 @@
-{{ config(description='metric_filters.csv and metric_dimensions.csv name properties that event_properties.csv declares for the event type') }}
+{{ config(
+    description='metric_filters.csv and metric_dimensions.csv name properties that event_properties.csv declares for the event type',
+    meta={'dagster': {'ref': {'name': 'metric_filters'}}}
+) }}
 -- A returned row is a filter or dimension on a property that no schema version of the event type has.
 
 with

@@ -1,4 +1,7 @@
-{{ config(description='the property of a metric is required in every active schema version of its event type, and a number for sum and max') }}
+{{ config(
+    description='the property of a metric is required in every active schema version of its event type, and a number for sum and max',
+    meta={'dagster': {'ref': {'name': 'billable_metrics'}}}
+) }}
 -- A returned row is a metric and schema version in which the metric's property is missing, optional or not a number.
 
 select

@@ -1,4 +1,7 @@
-{{ config(description='no two subscriptions of a customer that run at the same time price the same metric: its usage would be billed twice') }}
+{{ config(
+    description='no two subscriptions of a customer that run at the same time price the same metric: its usage would be billed twice',
+    meta={'dagster': {'ref': {'name': 'subscriptions'}}}
+) }}
 -- A returned row is a pair of overlapping subscriptions with a metric that both price.
 
 with

@@ -1,4 +1,7 @@
-{{ config(description='tiers are numbered from 1 without gaps, up_to rises, only the last tier has none, per_unit and package have one tier') }}
+{{ config(
+    description='tiers are numbered from 1 without gaps, up_to rises, only the last tier has none, per_unit and package have one tier',
+    meta={'dagster': {'ref': {'name': 'charge_tiers'}}}
+) }}
 -- A returned row is a tier that breaks the ladder of its price version.
 
 with

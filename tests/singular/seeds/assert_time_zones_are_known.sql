@@ -1,4 +1,7 @@
-{{ config(description='time_zone is a name of the IANA time zone database') }}
+{{ config(
+    description='time_zone is a name of the IANA time zone database',
+    meta={'dagster': {'ref': {'name': 'subscriptions'}}}
+) }}
 -- A returned row is a subscription whose time zone the warehouse does not know.
 
 select

@@ -1,4 +1,4 @@
-{% macro create_landing_tables() %}
+{% macro create_raw_and_ops_tables() %}
     {% if execute and flags.WHICH in ('build', 'run', 'test', 'run-operation') %}
         {% set statements = [
             "create schema if not exists raw",
@@ -24,6 +24,7 @@
                 batch_id varchar not null,
                 source varchar not null,
                 file_sha256 varchar not null,
+                file_bytes bigint not null,
                 deliveries bigint not null,
                 received_at timestamp not null
             )",
@@ -38,6 +39,13 @@
                 period_end_at timestamp not null,
                 quantity decimal(38, 9) not null,
                 source varchar not null
+            )",
+            "create table if not exists ops.build_log (
+                invocation_id varchar not null,
+                step varchar not null,
+                logged_at timestamp not null,
+                as_of timestamp not null,
+                failed_nodes bigint
             )",
             "create table if not exists ops.stripe_sync_log (
                 attempt_id varchar not null,

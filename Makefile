@@ -1,0 +1,62 @@
+# Needs Python 3.11 to 3.13, make and git; everything else is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export DO_NOT_TRACK = 1
+export DBT_SEND_ANONYMOUS_USAGE_STATS = false
+export DAGSTER_DISABLE_TELEMETRY = 1
+export GX_ANALYTICS_ENABLED = false
+export DBT_PROFILES_DIR = $(CURDIR)/profiles
+
+EVENTS ?=
+TOTALS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-python lint parse dev lock clean
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=python3.12")'
+	@echo "Installing into $(VENV); this takes a minute or two the first time."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+setup: $(INSTALLED) ## Install everything into .venv
+
+demo: $(INSTALLED) ## Raw events to draft invoices in a local Stripe server; EVENTS=file TOTALS=file for your own
+	@$(BIN)/metering demo $(foreach file,$(EVENTS),--events '$(file)') $(if $(TOTALS),--totals '$(TOTALS)')
+
+test: lint parse test-python ## Everything that must hold: lint, types, parse for both targets, all tests
+
+lint: $(INSTALLED) ## ruff, mypy and sqlfluff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@mkdir -p data
+	METERING_TARGET=ci $(BIN)/sqlfluff lint --disable-progress-bar models tests/singular
+
+parse: $(INSTALLED) ## Parse for DuckDB and Snowflake, with deprecations as errors
+	@mkdir -p data
+	$(BIN)/dbt --quiet --warn-error-options '{"error": ["Deprecations"]}' parse --target ci --no-partial-parse
+	SNOWFLAKE_ACCOUNT=none SNOWFLAKE_USER=none SNOWFLAKE_PASSWORD=none \
+		$(BIN)/dbt --quiet --warn-error-options '{"error": ["Deprecations"]}' parse --target prod --no-partial-parse \
+		--target-path target/snowflake
+
+test-python: $(INSTALLED) ## Unit and integration tests, dbt's unit and data tests among them
+	$(BIN)/python -m pytest
+
+dev: $(INSTALLED) ## Open the Dagster UI on loopback
+	DAGSTER_HOME=$(CURDIR)/orchestration/home $(BIN)/dagster dev -m orchestration.definitions -h 127.0.0.1
+
+lock: $(INSTALLED) ## Resolve pyproject.toml anew into requirements.lock (needs uv)
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --no-annotate --no-header --no-strip-extras --quiet -o requirements.lock
+
+clean: ## Remove what builds and demos wrote; .venv stays
+	rm -rf target logs data/demo data/ci.duckdb .pytest_cache .mypy_cache .ruff_cache

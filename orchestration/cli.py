@@ -1,0 +1,148 @@
+"""The command line: metering load, build, check, sync, invoices, demo.
+
+Exit codes: 0 all well; 1 something failed or a guard is red, with the reason on standard error; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from orchestration.lib.demo import run_demo
+from orchestration.lib.guards import run_guards
+from orchestration.lib.invoices import describe_invoice, list_invoices
+from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals
+from orchestration.lib.project import MeteringError, build, read_settings
+from orchestration.lib.sync import guarded_sync
+from orchestration.lib.warehouse import connect
+
+
+class _Instant(click.ParamType):
+    """An ISO 8601 date and time, taken as UTC when it has no offset; given on as UTC text for dbt."""
+
+    name = "instant"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            instant = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is not an ISO 8601 date and time such as 2026-11-01T00:00:00Z", param, ctx)
+        instant = instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+        return instant.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Usage metering in the warehouse: land events, build marts, check them, sync invoices to Stripe.
+
+    The warehouse is the DuckDB file METERING_DUCKDB_PATH (data/metering.duckdb by default). Stripe is a local server unless
+    STRIPE_API_KEY is set; a live key also needs METERING_STRIPE_LIVE=1.
+    """
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("--totals", is_flag=True, help="The files are CSV files of independent totals, not usage events.")
+def load(files: tuple[str, ...], totals: bool) -> None:
+    """Land FILES (or quoted globs) of usage events: .jsonl, .ndjson, .json, .csv, also .gz, and .parquet.
+
+    Each file is a batch. Loading a file twice is safe: copies of an event count once.
+    """
+    paths = expand_patterns(files)
+    with connect(read_settings()) as connection:
+        if totals:
+            for path in paths:
+                land_independent_totals(connection, path, progress=click.echo)
+        else:
+            batches = land_files(connection, paths, progress=click.echo)
+            click.echo(
+                f"{sum(batch.deliveries for batch in batches):,} deliveries in {len(batches)} batches; next: metering build"
+            )
+
+
+@cli.command(name="build")
+@click.option("--full-refresh", is_flag=True, help="Rebuild everything from the raw table.")
+@click.option(
+    "--as-of", type=_Instant(), help="See only deliveries received until this instant (UTC unless it has an offset)."
+)
+def build_command(full_refresh: bool, as_of: str | None) -> None:
+    """Build and test seeds and models with dbt."""
+    seconds = build(read_settings(), as_of=as_of, full_refresh=full_refresh)
+    click.echo(f"built in {seconds:.1f} s; next: metering check, metering invoices, metering sync")
+
+
+@cli.command()
+def check() -> None:
+    """Run the guards and write Data Docs. Exits with 1 when a guard is red."""
+    settings = read_settings()
+    with connect(settings) as connection:
+        report = run_guards(connection, settings.data_docs)
+    for outcome in report.outcomes:
+        click.echo(outcome.describe())
+    click.echo(f"Data Docs: {report.data_docs}")
+    if not report.passed:
+        raise MeteringError("Guards failed: metering sync would send nothing.")
+
+
+@cli.command()
+@click.option("--period", metavar="YYYY-MM", help="Only this billing period; by default all that are over.")
+def sync(period: str | None) -> None:
+    """Send invoice lines to Stripe as items of draft invoices, each once, if the guards are green.
+
+    Lines of a period that is not over, or of a metric that finance has not confirmed, are held back.
+    """
+    guards, report = guarded_sync(read_settings(), billing_period=period, progress=click.echo)
+    for outcome in guards.outcomes:
+        click.echo(outcome.describe())
+    click.echo(
+        f"lines: {report.created} created, {report.confirmed_by_lookup} found in Stripe, "
+        f"{report.already_confirmed} there already, {report.held} held, {report.failed} failed, "
+        f"{report.changed_after_sync} changed after they were sent"
+    )
+    if not report.is_clean:
+        raise MeteringError("\n".join(["The sync needs attention:", *report.problems]))
+
+
+@cli.command()
+@click.option("--customer", metavar="ID", help="Only this customer.")
+@click.option("--period", metavar="YYYY-MM", help="Only this billing period.")
+def invoices(customer: str | None, period: str | None) -> None:
+    """Print draft invoices with their lines."""
+    with connect(read_settings()) as connection:
+        found = list_invoices(connection, customer_id=customer, billing_period=period)
+    for invoice in found:
+        click.echo(describe_invoice(invoice))
+    if not found:
+        click.echo("No invoices. fct_unbilled_usage says what was metered and not priced.")
+
+
+@cli.command()
+@click.option(
+    "--events", multiple=True, metavar="FILE", help="Events to use instead of the generated ones; may be repeated."
+)
+@click.option(
+    "--totals",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Independent totals for these events.",
+)
+def demo(events: tuple[str, ...], totals: Path | None) -> None:
+    """Run everything once, in a warehouse of its own (data/demo), up to draft invoices in the local Stripe server."""
+    run_demo(events, totals, progress=click.echo)
+
+
+def main() -> None:
+    """Entry point: errors that a user can act on are printed as such, without a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("Aborted.", err=True)
+        sys.exit(1)
+    except MeteringError as error:
+        click.echo(f"metering: {error}", err=True)
+        sys.exit(1)

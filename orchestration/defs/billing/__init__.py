@@ -1,0 +1,1 @@
+"""Billing assets: invoice lines into Stripe."""

@@ -1,0 +1,41 @@
+"""Invoice lines into Stripe, one partition for each billing period."""
+
+import dagster as dg
+from dagster_dbt import get_asset_key_for_model
+
+from orchestration.defs.guards.checks import MEASUREMENTS
+from orchestration.defs.pools import WAREHOUSE_POOL
+from orchestration.defs.warehouse.assets import dbt_models
+from orchestration.lib.project import read_settings
+from orchestration.lib.sync import guarded_sync
+
+# The first month of the sample subscriptions.
+BILLING_PERIODS = dg.MonthlyPartitionsDefinition(start_date="2023-11-01", fmt="%Y-%m-%d")
+
+
+@dg.asset(
+    key=["stripe", "invoice_items"],
+    deps=[get_asset_key_for_model([dbt_models], "stripe_invoice_items"), MEASUREMENTS],
+    partitions_def=BILLING_PERIODS,
+    group_name="billing",
+    pool=WAREHOUSE_POOL,
+)
+def stripe_invoice_items(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+    """Send the lines of one billing period as items of draft invoices; a second run creates nothing."""
+    billing_period = context.partition_key[:7]
+    _, report = guarded_sync(read_settings(), billing_period=billing_period, progress=context.log.info)
+    if not report.is_clean:
+        raise dg.Failure(
+            description=f"The sync of {billing_period} needs attention.",
+            metadata={"problems": dg.MetadataValue.md("\n".join(f"- {problem}" for problem in report.problems))},
+            allow_retries=report.unknown > 0,
+        )
+    return dg.MaterializeResult(
+        metadata={
+            "account": report.stripe_account,
+            "created": report.created,
+            "found_in_stripe": report.confirmed_by_lookup,
+            "there_already": report.already_confirmed,
+            "held": report.held,
+        }
+    )

@@ -1,0 +1,1 @@
+"""Asset checks: Great Expectations over the guard measurements."""

@@ -1,0 +1,1 @@
+"""Landing assets: files into the raw tables."""

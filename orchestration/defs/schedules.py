@@ -1,0 +1,34 @@
+"""Jobs and their schedules."""
+
+import dagster as dg
+
+from orchestration.defs.billing.assets import BILLING_PERIODS, stripe_invoice_items
+
+_NOT_BILLING = dg.AssetSelection.all() - dg.AssetSelection.assets(stripe_invoice_items)
+
+hourly_build = dg.define_asset_job(
+    "hourly_build",
+    selection=_NOT_BILLING,
+    executor_def=dg.in_process_executor,
+    description="Land new files, build and test all models, run the guards.",
+)
+
+monthly_billing = dg.define_asset_job(
+    "monthly_billing",
+    selection=dg.AssetSelection.all(),
+    partitions_def=BILLING_PERIODS,
+    executor_def=dg.in_process_executor,
+    description="Build, check, and send a month's invoice lines to Stripe.",
+)
+
+hourly_build_schedule = dg.ScheduleDefinition(
+    job=hourly_build,
+    cron_schedule="5 * * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+)
+
+# The last month on earth ends at 12:00 UTC on the 1st (UTC-12), and 24 hours of grace follow.
+monthly_billing_schedule = dg.build_schedule_from_partitioned_job(
+    monthly_billing, day_of_month=2, hour_of_day=13, default_status=dg.DefaultScheduleStatus.STOPPED
+)

@@ -1,0 +1,1 @@
+"""dbt assets: seeds, models and their tests."""

@@ -1,0 +1,32 @@
+"""Every dbt seed and model as an asset, every dbt test as an asset check."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster_dbt import DbtCliResource, dbt_assets
+
+from orchestration.defs.pools import WAREHOUSE_POOL
+from orchestration.lib.project import PROJECT_DIR, dbt_environment, ensure_manifest, read_settings
+
+MANIFEST = ensure_manifest(read_settings())
+
+
+def dbt_resource() -> DbtCliResource:
+    """dbt on this project, with its own profiles."""
+    return DbtCliResource(
+        project_dir=str(PROJECT_DIR),
+        profiles_dir=str(PROJECT_DIR / "profiles"),
+        target=read_settings().target,
+        # The one of this environment, also when its bin folder is not on the path.
+        dbt_executable=str(Path(sys.executable).with_name("dbt")),
+    )
+
+
+@dbt_assets(manifest=MANIFEST, pool=WAREHOUSE_POOL)
+def dbt_models(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterator[Any]:
+    """dbt build of what the run selects."""
+    with dbt_environment(read_settings()):
+        yield from dbt.cli(["build"], context=context).stream()

@@ -1,0 +1,814 @@
+"""Brings the rated lines of the outbox mart into Stripe as draft invoices with items, each exactly once.
+
+`marts.stripe_invoice_items` lists what should be in Stripe. `ops.stripe_sync_log`, to which rows are only
+added, lists what was tried and what came back, per Stripe account. Around every call that creates something
+there are two rows: an intent, durable before the call, and an outcome after it. A crash, a lost answer or a
+5xx leaves an intent unconfirmed; the next run then looks in Stripe for the object by its metadata
+before it creates anything, because Stripe may have forgotten the idempotency key by that time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from math import ceil
+from typing import Any, Literal, TypeVar
+
+import duckdb
+import stripe
+from stripe.params import CustomerCreateParams, InvoiceCreateParams, InvoiceItemCreateParams
+
+from orchestration.lib.project import MeteringError
+from orchestration.lib.stripe_target import StripeTarget, redact_keys
+
+T = TypeVar("T")
+Entity = Literal["customer", "invoice", "invoice_item"]
+Step = Literal["intent", "confirmed", "failed"]
+StripeObject = stripe.Customer | stripe.Invoice | stripe.InvoiceItem
+
+CUSTOMER_KEY = "metering_customer_id"
+INVOICE_KEY = "metering_invoice_id"
+LINE_KEY = "metering_line_id"
+
+PAGE_SIZE = 100
+LINES_PER_PROGRESS = 200
+ERROR_BODY_CHARACTERS = 4000
+
+# Stripe docs, "Rate limits": back off exponentially with jitter. The SDK does not retry a 429.
+RATE_LIMIT_ATTEMPTS = 6
+RATE_LIMIT_SECONDS = 0.5
+RATE_LIMIT_LONGEST_SECONDS = 60.0
+
+# How far this machine's clock and Stripe's may disagree, when the creation time narrows a list.
+CLOCK_SECONDS = 24 * 60 * 60
+
+
+class StripeSyncError(MeteringError):
+    """The sync cannot start or go on. Nothing was lost: run it again once the message's remedy is done."""
+
+
+@dataclass(frozen=True)
+class OutboxLine:
+    """One row of `marts.stripe_invoice_items`.
+
+    Times are naive UTC, the end exclusive. `amount_minor` counts the currency's minor units. `hold_reason` is
+    None when the line may be sent; `stripe_customer_id` is None when the customer is not mapped to one in
+    Stripe.
+    """
+
+    line_id: str
+    invoice_id: str
+    customer_id: str
+    customer_name: str | None
+    stripe_customer_id: str | None
+    billing_period: str
+    service_period_start_at: datetime
+    service_period_end_at: datetime
+    currency: str
+    amount_minor: int
+    description: str | None
+    subscription_id: str | None
+    metric_code: str | None
+    charge_code: str | None
+    price_version: int | None
+    hold_reason: str | None
+
+
+@dataclass(frozen=True)
+class LogState:
+    """What the log says of one object in one account.
+
+    `confirmed_id` is the id in Stripe, or None when nothing was confirmed; the amount (minor units) and
+    currency are those confirmed, for lines only. `failures` counts failed rows; `first_intent_at` is in UTC.
+    """
+
+    confirmed_id: str | None
+    confirmed_amount_minor: int | None
+    confirmed_currency: str | None
+    failures: int
+    first_intent_at: datetime | None
+
+    @property
+    def is_unresolved(self) -> bool:
+        """Something was tried and nothing confirmed: Stripe may have the object."""
+        return self.confirmed_id is None and self.first_intent_at is not None
+
+
+NOTHING_LOGGED = LogState(None, None, None, 0, None)
+Log = Mapping[tuple[str, str], LogState]
+
+
+@dataclass(frozen=True)
+class ChangedLine:
+    """A line in Stripe that differs from the outbox.
+
+    Amounts in minor units; the current ones are None when the outbox no longer has the line, or holds it.
+    """
+
+    line_id: str
+    synced_amount_minor: int | None
+    synced_currency: str | None
+    current_amount_minor: int | None
+    current_currency: str | None
+
+    def __str__(self) -> str:
+        current = "gone from the outbox or held"
+        if self.current_amount_minor is not None:
+            current = f"now {self.current_amount_minor} {self.current_currency}"
+        return (
+            f"line {self.line_id}: changed after the sync, {self.synced_amount_minor} {self.synced_currency} "
+            f"in Stripe, {current} (minor units). It was not sent again; correct the draft invoice in Stripe."
+        )
+
+
+@dataclass(frozen=True)
+class InvoiceGroup:
+    """The lines to send for one invoice, in order of their ids."""
+
+    customer_id: str
+    invoice_id: str
+    lines: tuple[OutboxLine, ...]
+
+
+@dataclass(frozen=True)
+class SyncPlan:
+    """What a run will do, decided before anything is sent."""
+
+    groups: tuple[InvoiceGroup, ...]
+    already_confirmed: int
+    held: int
+    changes: tuple[ChangedLine, ...]
+
+
+@dataclass
+class SyncReport:
+    """What a run did. All counts are of lines, save `unknown`.
+
+    Attributes:
+        stripe_account: the account's name in the log.
+        created: lines created in Stripe by this run.
+        confirmed_by_lookup: lines of an earlier run that were found in Stripe.
+        already_confirmed: lines that the log had as confirmed and that still match.
+        held: lines with a hold reason, never sent to this account.
+        failed: lines refused by Stripe, or whose customer or invoice was.
+        changed_after_sync: lines that differ from what was confirmed in amount or currency, or are gone or
+            held.
+        unknown: objects without an outcome when the run stopped, 0 or 1.
+        problems: a sentence for each thing that someone must look at.
+        changes: the lines behind `changed_after_sync`.
+    """
+
+    stripe_account: str
+    created: int = 0
+    confirmed_by_lookup: int = 0
+    already_confirmed: int = 0
+    held: int = 0
+    failed: int = 0
+    changed_after_sync: int = 0
+    unknown: int = 0
+    problems: list[str] = field(default_factory=list)
+    changes: tuple[ChangedLine, ...] = ()
+
+    @property
+    def is_clean(self) -> bool:
+        """Nothing failed, changed after the sync, or has an unknown outcome. Held lines are not a problem."""
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class StripeInvoice:
+    """A draft invoice made by the sync, as Stripe has it.
+
+    `customer_id` is Stripe's. `total_minor` is in minor units of `currency` (lower case). `line_ids` are the
+    outbox's line ids in order; an item without one counts in `item_count` alone, and a line that is there
+    twice is listed twice.
+    """
+
+    stripe_invoice_id: str
+    metering_invoice_id: str
+    customer_id: str
+    currency: str
+    total_minor: int
+    item_count: int
+    line_ids: tuple[str, ...]
+
+
+def sync_invoice_items(
+    connection: duckdb.DuckDBPyConnection,
+    target: StripeTarget,
+    *,
+    billing_period: str | None,
+    progress: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+) -> SyncReport:
+    """Send every line of the outbox that may be sent and is not confirmed in this account.
+
+    Args:
+        connection: a writable connection with the outbox and the log, and no transaction open.
+        target: the Stripe to send to.
+        billing_period: such as `2026-10`, to send only its lines; None for all. Confirmed lines that are gone
+            from the outbox are reported whatever the period, since the log does not know it.
+        progress: called with a sentence per invoice, and per 200 lines of a large one.
+        sleep: waits the given seconds; called when Stripe limits the rate.
+
+    Returns:
+        The report. Outcomes that stay unknown end the run early; the next run resolves them.
+
+    Raises:
+        StripeSyncError: a table is missing, the outbox contradicts itself, or a transaction is open.
+    """
+    lines = read_outbox(connection)
+    log = read_log(connection, target.log_account)
+    plan = plan_sync(lines, log, billing_period)
+    report = SyncReport(
+        target.log_account,
+        already_confirmed=plan.already_confirmed,
+        held=plan.held,
+        changed_after_sync=len(plan.changes),
+        problems=[str(change) for change in plan.changes],
+        changes=plan.changes,
+    )
+    _Run(connection, target, log, report, progress, sleep).send(plan.groups)
+    return report
+
+
+def read_outbox(connection: duckdb.DuckDBPyConnection) -> list[OutboxLine]:
+    """All rows of `marts.stripe_invoice_items`, ordered by line id.
+
+    Raises:
+        StripeSyncError: the table is missing, or lacks a column.
+    """
+    rows = _query(
+        connection,
+        """
+        select
+            line_id, invoice_id, customer_id, customer_name, stripe_customer_id, billing_period,
+            service_period_start_at, service_period_end_at, currency, amount_minor, description,
+            subscription_id, metric_code, charge_code, price_version, hold_reason
+        from marts.stripe_invoice_items
+        order by line_id
+        """,
+        [],
+    )
+    return [OutboxLine(*row) for row in rows]
+
+
+def read_log(connection: duckdb.DuckDBPyConnection, stripe_account: str) -> Log:
+    """The state of every object that `ops.stripe_sync_log` has for an account, by entity and entity key.
+
+    Raises:
+        StripeSyncError: the table is missing, or lacks a column.
+    """
+    rows = _query(
+        connection,
+        """
+        select
+            entity,
+            entity_key,
+            arg_max(stripe_object_id, logged_at) filter (where step = 'confirmed'),
+            arg_max(amount_minor, logged_at) filter (where step = 'confirmed'),
+            arg_max(currency, logged_at) filter (where step = 'confirmed'),
+            count(*) filter (where step = 'failed'),
+            min(logged_at) filter (where step = 'intent')
+        from ops.stripe_sync_log
+        where stripe_account = ?
+        group by entity, entity_key
+        """,
+        [stripe_account],
+    )
+    return {(row[0], row[1]): LogState(*row[2:]) for row in rows}
+
+
+def plan_sync(lines: Iterable[OutboxLine], log: Log, billing_period: str | None) -> SyncPlan:
+    """Decide what to send, what is done, and what changed after it was sent.
+
+    Args:
+        lines: the whole outbox.
+        log: the state of the account's objects.
+        billing_period: the period to look at, None for all.
+
+    Raises:
+        StripeSyncError: the outbox contradicts itself, as `check_outbox` says.
+    """
+    every_line = list(lines)
+    check_outbox(every_line)
+    in_scope = [line for line in every_line if billing_period in (None, line.billing_period)]
+    changes, pending = [], []
+    already_confirmed = held = 0
+    for line in in_scope:
+        state = log.get(("invoice_item", line.line_id), NOTHING_LOGGED)
+        if state.confirmed_id is not None:
+            change = find_change(line.line_id, state, line)
+            if change is None:
+                already_confirmed += 1
+            else:
+                changes.append(change)
+        elif line.hold_reason is not None:
+            held += 1
+        else:
+            pending.append(line)
+    line_ids = {line.line_id for line in every_line}
+    for (entity, line_id), state in log.items():
+        if entity == "invoice_item" and state.confirmed_id is not None and line_id not in line_ids:
+            changes.append(ChangedLine(line_id, state.confirmed_amount_minor, state.confirmed_currency, None, None))
+    return SyncPlan(group_by_invoice(pending), already_confirmed, held, tuple(sorted(changes, key=lambda c: c.line_id)))
+
+
+def find_change(line_id: str, state: LogState, line: OutboxLine) -> ChangedLine | None:
+    """How a confirmed line differs from its row in the outbox, or None when amount and currency agree."""
+    synced = (state.confirmed_amount_minor, state.confirmed_currency)
+    if line.hold_reason is not None:
+        return ChangedLine(line_id, *synced, None, None)
+    if synced != (line.amount_minor, line.currency):
+        return ChangedLine(line_id, *synced, line.amount_minor, line.currency)
+    return None
+
+
+def check_outbox(lines: Iterable[OutboxLine]) -> None:
+    """Check that lines are unique, and that an invoice has one customer, period and currency.
+
+    Raises:
+        StripeSyncError: naming the line or invoice at fault.
+    """
+    seen: set[str] = set()
+    invoices: dict[str, tuple[str, str | None, str, str]] = {}
+    for line in lines:
+        if line.line_id in seen:
+            raise StripeSyncError(
+                f"marts.stripe_invoice_items has line_id {line.line_id} more than once; nothing was sent. "
+                "Run the mart's tests and repair what doubles the line."
+            )
+        seen.add(line.line_id)
+        header = (line.customer_id, line.stripe_customer_id, line.billing_period, line.currency)
+        first = invoices.setdefault(line.invoice_id, header)
+        if first != header:
+            raise StripeSyncError(
+                f"marts.stripe_invoice_items: invoice_id {line.invoice_id} has lines with different "
+                f"customer, Stripe customer, period or currency ({first} and {header}); nothing was sent. "
+                "Repair what assigns lines to invoices."
+            )
+
+
+def group_by_invoice(lines: Iterable[OutboxLine]) -> tuple[InvoiceGroup, ...]:
+    """The lines by customer and invoice, in order of customer id, invoice id and line id."""
+    groups: dict[tuple[str, str], list[OutboxLine]] = {}
+    for line in sorted(lines, key=lambda line: (line.customer_id, line.invoice_id, line.line_id)):
+        groups.setdefault((line.customer_id, line.invoice_id), []).append(line)
+    return tuple(InvoiceGroup(*owner, tuple(members)) for owner, members in groups.items())
+
+
+def idempotency_key(stripe_account: str, entity: Entity, entity_key: str, failures: int) -> str:
+    """The key under which Stripe may see a request again: the same for an object until Stripe refuses it.
+
+    A refusal is stored under its key for a day (Stripe API reference, "Idempotent requests"), so a request
+    that was refused and then put right needs another key: `failures`, the count of failed rows in the log, is
+    part of it. The rest is hashed, since keys should not carry identifiers of customers.
+    """
+    digest = hashlib.sha256(f"{stripe_account}\n{entity}\n{entity_key}".encode()).hexdigest()
+    return f"metering-{entity}-{digest[:40]}-{failures}"
+
+
+def customer_parameters(line: OutboxLine) -> CustomerCreateParams:
+    """The customer to create for a line whose customer is not mapped."""
+    parameters: CustomerCreateParams = {"metadata": {CUSTOMER_KEY: line.customer_id}}
+    if line.customer_name:
+        parameters["name"] = line.customer_name
+    return parameters
+
+
+def invoice_parameters(line: OutboxLine, stripe_customer_id: str) -> InvoiceCreateParams:
+    """The draft invoice of a line. It stays a draft, and takes no items but those the sync puts on it."""
+    return {
+        "customer": stripe_customer_id,
+        "currency": line.currency.lower(),
+        "auto_advance": False,
+        "pending_invoice_items_behavior": "exclude",
+        "metadata": {INVOICE_KEY: line.invoice_id, "metering_billing_period": line.billing_period},
+    }
+
+
+def line_parameters(line: OutboxLine, stripe_customer_id: str, stripe_invoice_id: str) -> InvoiceItemCreateParams:
+    """The invoice item of a line.
+
+    The outbox's period ends before its end, Stripe's includes it (Stripe API reference, "Invoice Items": the
+    period's end "is inclusive"); so Stripe gets the last whole second that belongs to the period.
+    """
+    start = int(_epoch_seconds(line.service_period_start_at))
+    end = max(start, ceil(_epoch_seconds(line.service_period_end_at)) - 1)
+    metadata = {
+        LINE_KEY: line.line_id,
+        INVOICE_KEY: line.invoice_id,
+        "metering_billing_period": line.billing_period,
+        "metering_subscription_id": line.subscription_id,
+        "metering_metric_code": line.metric_code,
+        "metering_charge_code": line.charge_code,
+        "metering_price_version": None if line.price_version is None else str(line.price_version),
+    }
+    parameters: InvoiceItemCreateParams = {
+        "customer": stripe_customer_id,
+        "invoice": stripe_invoice_id,
+        "amount": line.amount_minor,
+        "currency": line.currency.lower(),
+        "period": {"start": start, "end": end},
+        "metadata": {name: value for name, value in metadata.items() if value is not None},
+    }
+    if line.description:
+        parameters["description"] = line.description
+    return parameters
+
+
+def read_back_invoices(target: StripeTarget) -> list[StripeInvoice]:
+    """All draft invoices in Stripe that the sync made, with their items, ordered by metering invoice id.
+
+    Raises:
+        StripeSyncError: Stripe cannot be read.
+    """
+    invoices = []
+    try:
+        drafts = target.client.v1.invoices.list({"status": "draft", "limit": PAGE_SIZE})
+        for invoice in drafts.auto_paging_iter():
+            metering_invoice_id = _metadata(invoice, INVOICE_KEY)
+            if metering_invoice_id is None:
+                continue
+            listed = target.client.v1.invoice_items.list({"invoice": invoice.id, "limit": PAGE_SIZE})
+            items = list(listed.auto_paging_iter())
+            line_ids = (_metadata(item, LINE_KEY) for item in items)
+            invoices.append(
+                StripeInvoice(
+                    invoice.id,
+                    metering_invoice_id,
+                    str(invoice.customer),
+                    invoice.currency,
+                    invoice.total,
+                    len(items),
+                    tuple(sorted(line_id for line_id in line_ids if line_id is not None)),
+                )
+            )
+    except stripe.StripeError as error:
+        raise StripeSyncError(
+            f"{target.label}: reading invoices back failed: {_describe(error)} Run it again."
+        ) from None
+    return sorted(invoices, key=lambda invoice: (invoice.metering_invoice_id, invoice.stripe_invoice_id))
+
+
+class _RefusedError(Exception):
+    """Stripe refused an object, so that what depends on it cannot be sent either."""
+
+
+class _StoppedError(Exception):
+    """The run must end: an outcome is unknown, or no request can succeed."""
+
+
+class _Run:
+    """One run of the sync: the calls to Stripe, and their rows in the log."""
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        target: StripeTarget,
+        log: Log,
+        report: SyncReport,
+        progress: Callable[[str], None],
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._connection = connection
+        self._target = target
+        self._services = target.client.v1
+        self._log = log
+        self._report = report
+        self._progress = progress
+        self._sleep = sleep
+        self._attempt_id = str(uuid.uuid4())
+        self._customers: dict[str, str | None] = {}
+
+    def send(self, groups: tuple[InvoiceGroup, ...]) -> None:
+        """Send the groups in order; refusals go into the report, and so does what ends the run early."""
+        for number, group in enumerate(groups, start=1):
+            first = group.lines[0]
+            self._progress(
+                f"invoice {number}/{len(groups)} {group.customer_id} {first.billing_period} "
+                f"{first.currency}: {len(group.lines)} lines"
+            )
+            try:
+                self._send_group(group)
+            except _RefusedError as refused:
+                self._report.failed += len(group.lines)
+                self._report.problems.append(
+                    f"invoice {group.invoice_id}: {len(group.lines)} lines were not sent, because {refused}"
+                )
+            except _StoppedError as stopped:
+                self._report.problems.append(
+                    f"stopped at invoice {number} of {len(groups)} ({group.invoice_id}): {stopped} "
+                    "Run the sync again: it looks in Stripe first, and sends what is missing."
+                )
+                return
+
+    def _send_group(self, group: InvoiceGroup) -> None:
+        first = group.lines[0]
+        customer_id = self._ensure_customer(first)
+        invoice_id, is_new = self._ensure_invoice(first, customer_id)
+        states = [self._state("invoice_item", line.line_id) for line in group.lines]
+        found: dict[str, stripe.InvoiceItem] = {}
+        if not is_new and any(state.is_unresolved for state in states):
+            found = self._items_by_line(invoice_id)
+        for count, (line, state) in enumerate(zip(group.lines, states, strict=True), start=1):
+            item = found.get(line.line_id)
+            if item is not None:
+                self._append(
+                    "invoice_item",
+                    line.line_id,
+                    "confirmed",
+                    stripe_object_id=item.id,
+                    amount_minor=item.amount,
+                    currency=item.currency.upper(),
+                )
+                self._report.confirmed_by_lookup += 1
+                self._report_difference(line, item)
+            else:
+                self._send_line(line, state, line_parameters(line, customer_id, invoice_id))
+            if count % LINES_PER_PROGRESS == 0 and count < len(group.lines):
+                self._progress(f"invoice {group.invoice_id}: {count} of {len(group.lines)} lines")
+
+    def _send_line(self, line: OutboxLine, state: LogState, parameters: InvoiceItemCreateParams) -> None:
+        try:
+            self._create(
+                "invoice_item",
+                line.line_id,
+                state,
+                lambda key: self._services.invoice_items.create(parameters, {"idempotency_key": key}),
+                line,
+            )
+        except _RefusedError as refused:
+            self._report.failed += 1
+            self._report.problems.append(str(refused))
+        else:
+            self._report.created += 1
+
+    def _report_difference(self, line: OutboxLine, item: stripe.InvoiceItem) -> None:
+        """A line found in Stripe may have been sent with another amount than the outbox now has."""
+        in_stripe = LogState(item.id, item.amount, item.currency.upper(), 0, None)
+        change = find_change(line.line_id, in_stripe, line)
+        if change is not None:
+            self._report.changed_after_sync += 1
+            self._report.changes += (change,)
+            self._report.problems.append(str(change))
+
+    def _ensure_customer(self, line: OutboxLine) -> str:
+        """The customer's id in Stripe: mapped, confirmed in the log, found in Stripe, or created."""
+        if line.stripe_customer_id is not None:
+            return line.stripe_customer_id
+        if line.customer_id not in self._customers:
+            self._customers[line.customer_id] = None
+            self._customers[line.customer_id] = self._find_or_create_customer(line)
+        customer_id = self._customers[line.customer_id]
+        if customer_id is None:
+            raise _RefusedError(f"customer {line.customer_id} was refused earlier in this run.")
+        return customer_id
+
+    def _find_or_create_customer(self, line: OutboxLine) -> str:
+        state = self._state("customer", line.customer_id)
+        if state.confirmed_id is not None:
+            return state.confirmed_id
+        if state.first_intent_at is not None:
+            since = int(_epoch_seconds(state.first_intent_at)) - CLOCK_SECONDS
+            listed = self._look_up(
+                "customer",
+                line.customer_id,
+                lambda: list(
+                    self._services.customers.list({"created": {"gte": since}, "limit": PAGE_SIZE}).auto_paging_iter()
+                ),
+            )
+            for customer in listed:
+                if _metadata(customer, CUSTOMER_KEY) == line.customer_id:
+                    self._append("customer", line.customer_id, "confirmed", stripe_object_id=customer.id)
+                    return customer.id
+        parameters = customer_parameters(line)
+        return self._create(
+            "customer",
+            line.customer_id,
+            state,
+            lambda key: self._services.customers.create(parameters, {"idempotency_key": key}),
+        )
+
+    def _ensure_invoice(self, line: OutboxLine, stripe_customer_id: str) -> tuple[str, bool]:
+        """The draft's id in Stripe, and whether this run created it, so that it can have no items yet."""
+        state = self._state("invoice", line.invoice_id)
+        if state.confirmed_id is not None:
+            return state.confirmed_id, False
+        if state.first_intent_at is not None:
+            listed = self._look_up(
+                "invoice",
+                line.invoice_id,
+                lambda: list(
+                    self._services.invoices.list(
+                        {"customer": stripe_customer_id, "limit": PAGE_SIZE}
+                    ).auto_paging_iter()
+                ),
+            )
+            for invoice in listed:
+                if _metadata(invoice, INVOICE_KEY) == line.invoice_id:
+                    self._append("invoice", line.invoice_id, "confirmed", stripe_object_id=invoice.id)
+                    return invoice.id, False
+        parameters = invoice_parameters(line, stripe_customer_id)
+        invoice_id = self._create(
+            "invoice",
+            line.invoice_id,
+            state,
+            lambda key: self._services.invoices.create(parameters, {"idempotency_key": key}),
+        )
+        return invoice_id, True
+
+    def _items_by_line(self, stripe_invoice_id: str) -> dict[str, stripe.InvoiceItem]:
+        """The invoice's items in Stripe by line id; the oldest, should a line be there twice."""
+        items = self._look_up(
+            "invoice",
+            stripe_invoice_id,
+            lambda: list(
+                self._services.invoice_items.list({"invoice": stripe_invoice_id, "limit": PAGE_SIZE}).auto_paging_iter()
+            ),
+        )
+        # Stripe lists the newest first, so the oldest comes last and stays.
+        return {line_id: item for item in items if (line_id := _metadata(item, LINE_KEY)) is not None}
+
+    def _state(self, entity: Entity, entity_key: str) -> LogState:
+        return self._log.get((entity, entity_key), NOTHING_LOGGED)
+
+    def _look_up(self, entity: Entity, entity_key: str, call: Callable[[], T]) -> T:
+        """Read from Stripe. What was looked for stays as it is in the log, whatever happens."""
+        try:
+            return with_backoff(call, self._sleep)
+        except stripe.StripeError as error:
+            if is_refusal(error) and not isinstance(error, stripe.AuthenticationError):
+                raise _RefusedError(f"looking for {entity} {entity_key} failed: {_describe(error)}") from None
+            self._report.unknown += 1
+            raise _StoppedError(f"looking for {entity} {entity_key} failed: {_describe(error)}") from None
+
+    def _create(
+        self,
+        entity: Entity,
+        entity_key: str,
+        state: LogState,
+        call: Callable[[str], StripeObject],
+        line: OutboxLine | None = None,
+    ) -> str:
+        """Create one object between its intent and its outcome, and return its id in Stripe.
+
+        Raises:
+            _RefusedError: Stripe answered with a 4xx that concerns this object.
+            _StoppedError: the outcome is unknown, or the key was refused.
+        """
+        key = idempotency_key(self._target.log_account, entity, entity_key, state.failures)
+        amount = {} if line is None else {"amount_minor": line.amount_minor, "currency": line.currency}
+        self._append(entity, entity_key, "intent", idempotency_key=key, **amount)
+        try:
+            created = with_backoff(lambda: call(key), self._sleep)
+        except stripe.StripeError as error:
+            if is_refusal(error) or is_stored(error):
+                self._append(
+                    entity,
+                    entity_key,
+                    "failed",
+                    idempotency_key=key,
+                    request_id=error.request_id,
+                    http_status=error.http_status,
+                    error_code=error_code(error),
+                    error_body=redact_keys(error.http_body or "")[:ERROR_BODY_CHARACTERS],
+                    **amount,
+                )
+            if not is_refusal(error):
+                self._report.unknown += 1
+                raise _StoppedError(
+                    f"{entity} {entity_key} has no known outcome (idempotency key {key}): {_describe(error)}"
+                ) from None
+            message = f"{entity} {entity_key} was refused (idempotency key {key}): {_describe(error)}"
+            if isinstance(error, stripe.AuthenticationError):
+                self._report.failed += 1 if line is not None else 0
+                raise _StoppedError(f"{message} Check STRIPE_API_KEY.") from None
+            raise _RefusedError(message) from None
+        response = created.last_response
+        self._append(
+            entity,
+            entity_key,
+            "confirmed",
+            idempotency_key=key,
+            stripe_object_id=created.id,
+            request_id=None if response is None else response.request_id,
+            http_status=None if response is None else response.code,
+            **amount,
+        )
+        return created.id
+
+    def _append(self, entity: Entity, entity_key: str, step: Step, **columns: Any) -> None:
+        """Add a row to the log and commit it."""
+        row = {
+            "attempt_id": self._attempt_id,
+            "logged_at": datetime.now(UTC).replace(tzinfo=None),
+            "stripe_account": self._target.log_account,
+            "entity": entity,
+            "entity_key": entity_key,
+            "step": step,
+            **columns,
+        }
+        try:
+            self._connection.begin()
+        except duckdb.TransactionException as error:
+            raise StripeSyncError(
+                "The warehouse connection has a transaction open, so the sync log would not be durable "
+                "before the call to Stripe. Commit or roll back first."
+            ) from error
+        placeholders = ", ".join("?" for _ in row)
+        try:
+            self._connection.execute(
+                f"insert into ops.stripe_sync_log ({', '.join(row)}) values ({placeholders})",
+                list(row.values()),
+            )
+        except duckdb.Error:
+            self._connection.rollback()
+            raise
+        self._connection.commit()
+
+
+def with_backoff(call: Callable[[], T], sleep: Callable[[float], None]) -> T:
+    """The result of the call, tried again while Stripe limits the rate, up to six times in all.
+
+    The wait is Stripe's Retry-After in seconds where given, else grows from half a second, with jitter. When
+    Stripe asks for more than a minute, the call is not tried again.
+
+    Raises:
+        stripe.StripeError: from the last try.
+    """
+    for attempt in range(1, RATE_LIMIT_ATTEMPTS):
+        try:
+            return call()
+        except stripe.RateLimitError as error:
+            asked = (error.headers or {}).get("Retry-After", "")
+            wait = RATE_LIMIT_SECONDS * 2 ** (attempt - 1) * random.uniform(1, 1.5)
+            if asked.isascii() and asked.isdigit():
+                wait = float(asked)
+            if wait > RATE_LIMIT_LONGEST_SECONDS:
+                raise
+            sleep(wait)
+    return call()
+
+
+def is_refusal(error: stripe.StripeError) -> bool:
+    """Whether Stripe said no for good: a 4xx other than a conflict (409) and a rate limit (429).
+
+    Anything else, also no answer at all, leaves open whether Stripe did what was asked.
+    """
+    if isinstance(error, stripe.RateLimitError) or error.http_status is None:
+        return False
+    return 400 <= error.http_status < 500 and error.http_status != 409
+
+
+def is_stored(error: stripe.StripeError) -> bool:
+    """Whether the answer is one that Stripe had stored under the idempotency key.
+
+    Stripe also stores a 500 and repeats it for a day (Stripe API reference, "Idempotent requests"). The first
+    execution is over then, so the next run can look for its result and, finding none, use another key.
+    """
+    return (error.headers or {}).get("Idempotent-Replayed") == "true"
+
+
+def error_code(error: stripe.StripeError) -> str | None:
+    """Stripe's code for the error, or its type where it has no code."""
+    if error.code is not None:
+        return error.code
+    body = error.json_body
+    details = body.get("error") if isinstance(body, dict) else None
+    return str(details["type"]) if isinstance(details, dict) and "type" in details else None
+
+
+def _describe(error: stripe.StripeError) -> str:
+    """The error for people, without keys: status, code, message and request id."""
+    status = f"HTTP {error.http_status}" if error.http_status is not None else "no answer"
+    code = error_code(error)
+    request = f" [{error.request_id}]" if error.request_id else ""
+    message = redact_keys(error.user_message or type(error).__name__)
+    return f"{status}{f' {code}' if code else ''}: {message}{request}"
+
+
+def _metadata(owner: StripeObject, name: str) -> str | None:
+    """One value of an object's metadata, or None."""
+    metadata = owner.metadata
+    return metadata[name] if metadata is not None and name in metadata else None
+
+
+def _epoch_seconds(at: datetime) -> float:
+    """Seconds since 1970 of a naive UTC time."""
+    return at.replace(tzinfo=UTC).timestamp()
+
+
+def _query(connection: duckdb.DuckDBPyConnection, statement: str, values: list[str]) -> list[tuple[Any, ...]]:
+    try:
+        return connection.execute(statement, values).fetchall()
+    except (duckdb.CatalogException, duckdb.BinderException) as error:
+        raise StripeSyncError(
+            f"The warehouse lacks what the sync reads ({str(error).splitlines()[0]}). "
+            "Run `dbt build` on it first: that makes the outbox and the sync log."
+        ) from error

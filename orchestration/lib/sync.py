@@ -1,0 +1,39 @@
+"""The way to Stripe: a build that ended well, green guards, then the sync."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from orchestration.lib.guards import GuardReport, run_guards
+from orchestration.lib.project import MeteringError, Progress, Settings
+from orchestration.lib.stripe_sync import SyncReport, sync_invoice_items
+from orchestration.lib.stripe_target import open_stripe_target
+from orchestration.lib.warehouse import connect, require_marts, require_successful_build
+
+
+def guarded_sync(
+    settings: Settings, *, billing_period: str | None, progress: Progress
+) -> tuple[GuardReport, SyncReport]:
+    """Send what the outbox holds to Stripe, if the last build succeeded and all guards are green.
+
+    Args:
+        settings: warehouse, and the local Stripe server's state.
+        billing_period: ``YYYY-MM``, or None for every period that has ended and whose grace is over.
+        progress: called with a line of text as the work goes on.
+
+    Raises:
+        GuardBreach: a guard is red; nothing was sent.
+        MeteringError: the last build failed or the marts are missing; nothing was sent.
+        StripeTargetError: the Stripe settings in the environment cannot be used; nothing was sent.
+    """
+    if billing_period is not None and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", billing_period):
+        raise MeteringError(f"{billing_period!r} is no billing period: give a calendar month such as 2026-10.")
+    with connect(settings) as connection:
+        require_successful_build(connection)
+        require_marts(connection, "stripe_invoice_items", "fct_guard_measurements")
+        guards = run_guards(connection, settings.data_docs)
+        guards.require_passed()
+        with open_stripe_target(os.environ, settings.stripe_state) as target:
+            progress(f"syncing to {target.label}, account {target.account_id}")
+            return guards, sync_invoice_items(connection, target, billing_period=billing_period, progress=progress)

@@ -1,0 +1,332 @@
+"""What the endpoints do: customers, invoices and invoice items, created, retrieved and listed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import string
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ApiError, missing_object
+from .parameters import CREATE, LIST, RETRIEVE, RETRIEVE_ACCOUNT
+from .store import IdempotencyRecord, Store, StoredObject
+
+# Path segment and kind of each collection (the kind is also Stripe's `object` member).
+COLLECTIONS = {"customers": "customer", "invoices": "invoice", "invoiceitems": "invoiceitem"}
+
+# Stripe API reference, "Create an invoice item": "there is a maximum of 250 items per invoice".
+ITEMS_PER_INVOICE = 250
+
+# Stripe API reference, "Idempotent requests": keys may be removed once they are at least 24 hours old.
+IDEMPOTENCY_SECONDS = 24 * 60 * 60
+# As above: "Idempotency keys are up to 255 characters long".
+IDEMPOTENCY_KEY_CHARACTERS = 255
+
+SECONDS_PER_DAY = 24 * 60 * 60
+ID_ALPHABET = string.ascii_letters + string.digits
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer: status, JSON text, and headers beyond those that every answer has."""
+
+    status: int
+    body: str
+    headers: Mapping[str, str]
+
+
+def new_id(prefix: str, characters: int) -> str:
+    """A random id such as `in_` and 24 letters and digits."""
+    return f"{prefix}_" + "".join(secrets.choice(ID_ALPHABET) for _ in range(characters))
+
+
+class Api:
+    """Stripe's endpoints over a `Store`.
+
+    Args:
+        store: the state.
+        clock: gives the present in seconds since 1970 UTC.
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+
+    def get(self, path: str, pairs: list[tuple[str, str]]) -> Answer:
+        """Answer a GET.
+
+        Args:
+            path: such as `/v1/invoices` or `/v1/invoices/in_1`.
+            pairs: decoded query parameters.
+
+        Raises:
+            ApiError: an unknown path or object, or a wrong parameter.
+        """
+        if path == "/v1/account":
+            RETRIEVE_ACCOUNT.read(pairs)
+            return _success({"id": self._store.account_id(), "object": "account"})
+        collection, object_id = _split("GET", path)
+        kind = COLLECTIONS[collection]
+        if object_id is None:
+            return self._list(path, kind, LIST[kind].read(pairs))
+        RETRIEVE[kind].read(pairs)
+        stored = self._store.get(kind, object_id)
+        if stored is None:
+            raise missing_object(kind, object_id, param="id", in_path=True)
+        return _success(self._render(stored))
+
+    def post(self, path: str, pairs: list[tuple[str, str]], idempotency_key: str | None, request_id: str) -> Answer:
+        """Answer a POST, and keep the answer under its idempotency key in the transaction of the object.
+
+        Parameters are checked first: a request that fails there keeps its key unused. Afterwards every
+        outcome, also a refusal, is what the key replays (Stripe API reference, "Idempotent requests").
+
+        Args:
+            path: such as `/v1/invoices`.
+            pairs: decoded form parameters.
+            idempotency_key: the header's value, or None.
+            request_id: the id given to this request.
+
+        Raises:
+            ApiError: an unknown path, a wrong parameter, or a key used before for another request.
+        """
+        collection, object_id = _split("POST", path)
+        if object_id is not None:
+            raise ApiError(
+                404,
+                f"The local Stripe server cannot update objects (POST: {path}). Use a Stripe test key.",
+            )
+        if idempotency_key is not None and len(idempotency_key) > IDEMPOTENCY_KEY_CHARACTERS:
+            raise ApiError(400, f"Idempotency-Key has {len(idempotency_key)} characters, at most 255 are allowed.")
+        kind = COLLECTIONS[collection]
+        parameters = CREATE[kind].read(pairs)
+        if kind == "invoice":
+            _check_collection(parameters)
+        with self._store.transaction():
+            if idempotency_key is None:
+                return self._create(kind, parameters)
+            now = int(self._clock())
+            not_before = now - IDEMPOTENCY_SECONDS
+            fingerprint = hashlib.sha256(json.dumps(sorted(pairs)).encode()).hexdigest()
+            record = self._store.find_record(idempotency_key, not_before=not_before)
+            if record is not None:
+                return _replay(record, path, fingerprint)
+            try:
+                answer = self._create(kind, parameters)
+            except ApiError as error:
+                answer = Answer(error.status, error.body(), {})
+            self._store.save_record(
+                IdempotencyRecord(idempotency_key, path, fingerprint, answer.status, answer.body, request_id, now),
+                not_before=not_before,
+            )
+            return answer
+
+    def _list(self, path: str, kind: str, parameters: dict[str, Any]) -> Answer:
+        after = parameters.get("starting_after")
+        if after is not None and self._store.get(kind, after) is None:
+            raise missing_object(kind, after, param="starting_after")
+        for owner in ("customer", "invoice"):
+            if owner in parameters and self._store.get(owner, parameters[owner]) is None:
+                raise missing_object(owner, parameters[owner], param=owner)
+        rows, has_more = self._store.page(
+            kind,
+            equal={name: parameters[name] for name in ("customer", "invoice", "status") if name in parameters},
+            pending=parameters.get("pending"),
+            created=parameters.get("created", {}),
+            after=after,
+            limit=parameters.get("limit", 10),
+        )
+        return _success(
+            {"object": "list", "url": path, "has_more": has_more, "data": [self._render(row) for row in rows]}
+        )
+
+    def _create(self, kind: str, parameters: dict[str, Any]) -> Answer:
+        """Check against the state, then write: an `ApiError` leaves nothing behind."""
+        create = {
+            "customer": self._create_customer,
+            "invoice": self._create_invoice,
+            "invoiceitem": self._create_invoice_item,
+        }[kind]
+        return _success(self._render(create(parameters, int(self._clock()))))
+
+    def _create_customer(self, parameters: dict[str, Any], now: int) -> StoredObject:
+        body = {name: parameters.get(name) for name in ("name", "email", "phone", "description")}
+        body |= {
+            "metadata": parameters.get("metadata", {}),
+            "balance": 0,
+            "currency": None,
+            "delinquent": False,
+        }
+        customer = StoredObject("customer", new_id("cus", 14), None, None, None, now, body)
+        self._store.insert(customer)
+        return customer
+
+    def _create_invoice(self, parameters: dict[str, Any], now: int) -> StoredObject:
+        customer = self._require_customer(parameters["customer"])
+        currency = parameters.get("currency", "usd")
+        pending = []
+        if parameters.get("pending_invoice_items_behavior") == "include":
+            pending = self._store.pending_items(customer.id, currency)[:ITEMS_PER_INVOICE]
+        due = parameters.get("days_until_due")
+        body = {
+            "currency": currency,
+            "auto_advance": parameters.get("auto_advance", False),
+            "collection_method": parameters.get("collection_method", "charge_automatically"),
+            "due_date": None if due is None else now + due * SECONDS_PER_DAY,
+            "description": parameters.get("description"),
+            "metadata": parameters.get("metadata", {}),
+            "customer_name": customer.body["name"],
+            "customer_email": customer.body["email"],
+            "billing_reason": "manual",
+            "period_start": now,
+            "period_end": now,
+        }
+        invoice = StoredObject("invoice", new_id("in", 24), customer.id, None, "draft", now, body)
+        self._store.insert(invoice)
+        for item in pending:
+            self._store.attach_item(item.id, invoice.id)
+        return invoice
+
+    def _create_invoice_item(self, parameters: dict[str, Any], now: int) -> StoredObject:
+        customer = self._require_customer(parameters["customer"])
+        amount, currency = parameters["amount"], parameters["currency"]
+        invoice_id = parameters.get("invoice")
+        if invoice_id is not None:
+            self._check_invoice_takes_item(invoice_id, customer.id, currency)
+        body = {
+            "amount": amount,
+            "currency": currency,
+            "date": now,
+            "description": parameters.get("description"),
+            "discountable": parameters.get("discountable", amount >= 0),
+            "metadata": parameters.get("metadata", {}),
+            "period": parameters.get("period", {"start": now, "end": now}),
+            "quantity": 1,
+        }
+        item = StoredObject("invoiceitem", new_id("ii", 24), customer.id, invoice_id, None, now, body)
+        self._store.insert(item)
+        return item
+
+    def _require_customer(self, customer_id: str) -> StoredObject:
+        customer = self._store.get("customer", customer_id)
+        if customer is None:
+            raise missing_object("customer", customer_id, param="customer")
+        return customer
+
+    def _check_invoice_takes_item(self, invoice_id: str, customer_id: str, currency: str) -> None:
+        invoice = self._store.get("invoice", invoice_id)
+        if invoice is None:
+            raise missing_object("invoice", invoice_id, param="invoice")
+        if invoice.status != "draft":
+            raise ApiError(
+                400,
+                f"Invoice {invoice_id} has status {invoice.status}: items can be added only to a draft.",
+                code="invoice_not_editable",
+                param="invoice",
+            )
+        if invoice.customer != customer_id:
+            raise ApiError(
+                400,
+                f"Invoice {invoice_id} belongs to customer {invoice.customer}, not {customer_id}.",
+                param="invoice",
+            )
+        if invoice.body["currency"] != currency:
+            raise ApiError(
+                400,
+                f"Invoice {invoice_id} is in {invoice.body['currency']}, the item in {currency}.",
+                param="currency",
+            )
+        if len(self._store.invoice_amounts(invoice_id)) >= ITEMS_PER_INVOICE:
+            raise ApiError(
+                400,
+                f"Invoice {invoice_id} already has {ITEMS_PER_INVOICE} items, the maximum.",
+                param="invoice",
+            )
+
+    def _render(self, stored: StoredObject) -> dict[str, Any]:
+        """The object as Stripe answers it."""
+        rendered: dict[str, Any] = {"id": stored.id, "object": stored.kind, "livemode": False, **stored.body}
+        if stored.kind == "invoiceitem":
+            pricing = {"type": "price_details", "unit_amount_decimal": str(stored.body["amount"])}
+            return rendered | {
+                "customer": stored.customer,
+                "invoice": stored.invoice,
+                "discounts": [],
+                "parent": None,
+                "pricing": pricing,
+                "proration": False,
+                "quantity_decimal": "1",
+                "tax_rates": [],
+            }
+        rendered["created"] = stored.created
+        if stored.kind == "customer":
+            return rendered
+        total = sum(self._store.invoice_amounts(stored.id))
+        # A negative total is owed to nobody: Stripe credits it to the customer's balance when it finalises.
+        due = max(total, 0)
+        return rendered | {
+            "customer": stored.customer,
+            "status": stored.status,
+            "subtotal": total,
+            "total": total,
+            "amount_due": due,
+            "amount_paid": 0,
+            "amount_remaining": due,
+            "attempt_count": 0,
+            "attempted": False,
+            "discounts": [],
+            "number": None,
+            "starting_balance": 0,
+        }
+
+
+def _split(method: str, path: str) -> tuple[str, str | None]:
+    """Collection and object id of a path such as `/v1/invoices/in_1`."""
+    parts = path.strip("/").split("/")
+    if parts[0] != "v1" or len(parts) not in (2, 3) or parts[1] not in COLLECTIONS:
+        raise unrecognized(method, path)
+    return parts[1], parts[2] if len(parts) == 3 else None
+
+
+def unrecognized(method: str, path: str) -> ApiError:
+    """The error for a method and path that this server does not have, though Stripe may."""
+    return ApiError(
+        404,
+        f"Unrecognized request URL ({method}: {path}). The local Stripe server has /v1/account, "
+        "/v1/customers, /v1/invoices and /v1/invoiceitems, to create, retrieve and list.",
+    )
+
+
+def _check_collection(parameters: dict[str, Any]) -> None:
+    sends = parameters.get("collection_method") == "send_invoice"
+    if sends and "days_until_due" not in parameters:
+        raise ApiError(400, "collection_method send_invoice needs days_until_due.", param="days_until_due")
+    if not sends and "days_until_due" in parameters:
+        raise ApiError(400, "days_until_due needs collection_method send_invoice.", param="days_until_due")
+
+
+def _replay(record: IdempotencyRecord, path: str, fingerprint: str) -> Answer:
+    advice = f"Try using a key other than '{record.idempotency_key}' if you meant to execute a different request."
+    if record.path != path:
+        raise ApiError(
+            400,
+            "Keys for idempotent requests can only be used for the same endpoint they were first used for "
+            f"('{path}' vs '{record.path}'). {advice}",
+            error_type="idempotency_error",
+        )
+    if record.fingerprint != fingerprint:
+        raise ApiError(
+            400,
+            "Keys for idempotent requests can only be used with the same parameters they were first used "
+            f"with. {advice}",
+            error_type="idempotency_error",
+        )
+    return Answer(record.status, record.body, {"Idempotent-Replayed": "true", "Original-Request": record.request_id})
+
+
+def _success(rendered: dict[str, Any]) -> Answer:
+    return Answer(200, json.dumps(rendered), {})

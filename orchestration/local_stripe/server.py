@@ -1,0 +1,204 @@
+"""Serves the local Stripe over HTTP on 127.0.0.1: authentication, headers, start and stop."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import parse_qsl
+
+import stripe
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from .api import Answer, Api, new_id, unrecognized
+from .errors import ApiError, LocalStripeError
+from .store import Store
+
+HOST = "127.0.0.1"
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+FORM = "application/x-www-form-urlencoded"
+START_SECONDS = 20.0
+STOP_SECONDS = 20.0
+
+logger = logging.getLogger(__name__)
+
+
+def build_app(store: Store) -> Starlette:
+    """The ASGI application over a state."""
+    api = Api(store)
+
+    async def endpoint(request: Request) -> Response:
+        request_id = new_id("req", 14)
+        try:
+            answer = await _answer(api, request, request_id)
+        except ApiError as error:
+            answer = Answer(error.status, error.body(), {})
+        except Exception:
+            logger.exception("local Stripe: %s %s failed", request.method, request.url.path)
+            failure = ApiError(500, "The local Stripe server failed; its log has the reason.", error_type="api_error")
+            answer = Answer(failure.status, failure.body(), {})
+        headers = {
+            "Request-Id": request_id,
+            "Stripe-Version": request.headers.get("Stripe-Version", stripe.api_version),
+            **answer.headers,
+        }
+        if "Idempotency-Key" in request.headers:
+            headers["Idempotency-Key"] = request.headers["Idempotency-Key"]
+        return Response(answer.body, answer.status, headers, media_type="application/json")
+
+    return Starlette(routes=[Route("/{path:path}", endpoint, methods=METHODS)])
+
+
+async def _answer(api: Api, request: Request, request_id: str) -> Answer:
+    _authenticate(request.headers.get("Authorization"))
+    path = request.url.path
+    if request.method == "GET":
+        return api.get(path, parse_qsl(request.url.query, keep_blank_values=True))
+    if request.method != "POST":
+        raise unrecognized(request.method, path)
+    body = await request.body()
+    content_type = request.headers.get("Content-Type", FORM)
+    if body and not content_type.startswith(FORM):
+        raise ApiError(400, f"Invalid request: /v1 takes {FORM}, not {content_type}.")
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError as error:
+        raise ApiError(400, "Invalid request: the form is not UTF-8.") from error
+    return api.post(path, pairs, request.headers.get("Idempotency-Key"), request_id)
+
+
+def _authenticate(authorization: str | None) -> None:
+    """Accept any test key. Messages never repeat the key.
+
+    Raises:
+        ApiError: 401 when there is no bearer key, a live key, or something else.
+    """
+    scheme, _, key = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not key:
+        raise ApiError(
+            401,
+            "You did not provide an API key. You need to provide your API key in the Authorization header, "
+            "using Bearer auth (e.g. 'Authorization: Bearer YOUR_SECRET_KEY').",
+        )
+    if key.startswith(("sk_live_", "rk_live_")):
+        raise ApiError(401, "This is a local Stripe server: it takes no live key. Use one starting with sk_test_.")
+    if not key.startswith(("sk_test_", "rk_test_")):
+        raise ApiError(401, "Invalid API Key provided: the local Stripe server takes keys starting with sk_test_.")
+
+
+def _listen(port: int) -> socket.socket:
+    # With the protocol named, asyncio turns Nagle's algorithm off; without, every answer waits 40 ms.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise LocalStripeError(
+            f"The local Stripe server cannot listen on {HOST}:{port} ({error.strerror}). "
+            "End what uses the port, or choose another (0 for any free one)."
+        ) from error
+    return listener
+
+
+def _uvicorn_server(store: Store) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            build_app(store),
+            lifespan="off",
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
+
+
+class LocalStripeServer:
+    """A local Stripe over HTTP while the `with` block runs, in a thread of this process.
+
+    Args:
+        state_path: the SQLite file with the account's state; made when it does not exist.
+        port: to listen on, on 127.0.0.1; 0 takes any free one.
+
+    Attributes:
+        url: base address such as `http://127.0.0.1:40123`, without a slash at the end; set inside the block.
+
+    Raises:
+        LocalStripeError: on entering, when the port or the state file cannot be used.
+    """
+
+    def __init__(self, state_path: Path, port: int = 0) -> None:
+        self._state_path = state_path
+        self._port = port
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        self._listener = _listen(self._port)
+        try:
+            self._store = Store(self._state_path)
+        except LocalStripeError:
+            self._listener.close()
+            raise
+        self._server = _uvicorn_server(self._store)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._listener]}, name="local-stripe", daemon=True
+        )
+        self._thread.start()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                self._stop()
+                raise LocalStripeError(
+                    f"The local Stripe server did not start in {START_SECONDS:.0f} s; its log has the reason."
+                )
+            time.sleep(0.01)
+        self.url = f"http://{HOST}:{self._listener.getsockname()[1]}"
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(STOP_SECONDS)
+        self._listener.close()
+        self._store.close()
+
+
+def serve_forever(state_path: Path, port: int) -> None:
+    """Serve in the foreground until interrupted; prints the address once.
+
+    Args:
+        state_path: the SQLite file with the account's state; made when it does not exist.
+        port: to listen on, on 127.0.0.1; 0 takes any free one.
+
+    Raises:
+        LocalStripeError: the port or the state file cannot be used.
+    """
+    listener = _listen(port)
+    try:
+        store = Store(state_path)
+        print(f"local Stripe {store.account_id()} on http://{HOST}:{listener.getsockname()[1]}", flush=True)
+        try:
+            _uvicorn_server(store).run(sockets=[listener])
+        finally:
+            store.close()
+    finally:
+        listener.close()
