@@ -20,7 +20,7 @@ from orchestration.lib.sync import guarded_sync
 from orchestration.lib.warehouse import connect
 
 
-class _Instant(click.ParamType):
+class _Instant(click.ParamType[str]):
     """An ISO 8601 date and time, taken as UTC when it has no offset; given on as UTC text for dbt."""
 
     name = "instant"
@@ -38,8 +38,8 @@ class _Instant(click.ParamType):
 def cli() -> None:
     """Usage metering in the warehouse: land events, build marts, check them, sync invoices to Stripe.
 
-    The warehouse is the DuckDB file METERING_DUCKDB_PATH (data/metering.duckdb by default). Stripe is a local server unless
-    STRIPE_API_KEY is set; a live key also needs METERING_STRIPE_LIVE=1.
+    The warehouse is the DuckDB file METERING_DUCKDB_PATH (data/metering.duckdb by default). Stripe is a local server
+    unless STRIPE_API_KEY is set; a live key also needs METERING_STRIPE_LIVE=1.
     """
 
 
@@ -58,9 +58,8 @@ def load(files: tuple[str, ...], totals: bool) -> None:
                 land_independent_totals(connection, path, progress=click.echo)
         else:
             batches = land_files(connection, paths, progress=click.echo)
-            click.echo(
-                f"{sum(batch.deliveries for batch in batches):,} deliveries in {len(batches)} batches; next: metering build"
-            )
+            deliveries = sum(batch.deliveries for batch in batches)
+            click.echo(f"{deliveries:,} deliveries in {len(batches)} batches; next: metering build")
 
 
 @cli.command(name="build")

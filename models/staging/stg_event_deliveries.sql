@@ -349,8 +349,8 @@ property_violations as (
         property_name,
         value_text,
         data_type,
-        minimum,
-        maximum,
+        coalesce(cast(minimum as varchar), 'any') as lower_bound,
+        coalesce(cast(maximum as varchar), 'any') as upper_bound,
         allowed_values,
         case
             when is_absent and is_required then 'missing_required_property'
@@ -386,9 +386,7 @@ property_violations_described as (
             when 'wrong_property_type' then 'is not of type ' || data_type
             when 'not_a_number' then 'is not a finite number of at most 19 digits before the point'
             when 'too_many_decimals' then 'has more than 9 decimals'
-            when 'out_of_range'
-                then 'is not between ' || coalesce(cast(minimum as varchar), 'any') || ' and '
-                    || coalesce(cast(maximum as varchar), 'any')
+            when 'out_of_range' then 'is not between ' || lower_bound || ' and ' || upper_bound
             when 'value_not_allowed' then 'is none of ' || replace(allowed_values, '|', ', ')
         end as reason_message
     from property_violations

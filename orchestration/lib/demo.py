@@ -116,6 +116,7 @@ def _compare(invoices: Sequence[Invoice], in_stripe: dict[str, StripeInvoice], p
     foreign = sorted(set(in_stripe) - {invoice.invoice_id for invoice in invoices})
     if disagreeing or foreign:
         raise DemoDisagreement(
-            f"Not the same in Stripe: {', '.join(disagreeing) or 'none'}; in Stripe alone: {', '.join(foreign) or 'none'}."
+            f"Not the same in Stripe: {', '.join(disagreeing) or 'none'}; "
+            f"in Stripe alone: {', '.join(foreign) or 'none'}."
         )
     progress(f"{len(invoices)} invoices agree with Stripe to the minor unit")

@@ -1,7 +1,7 @@
 """Guards: Great Expectations over the measurements of fct_guard_measurements.
 
-The warehouse measures, exactly; Great Expectations judges, against the thresholds of guard_thresholds.csv, and writes Data
-Docs. A breach that guard_exceptions.csv accepts does not block.
+The warehouse measures, exactly; Great Expectations judges, against the thresholds of guard_thresholds.csv, and writes
+Data Docs. A breach that guard_exceptions.csv accepts does not block.
 """
 
 from __future__ import annotations
@@ -141,7 +141,10 @@ def run_guards(connection: duckdb.DuckDBPyConnection, data_docs: Path) -> GuardR
     ).fetchall()
     verdicts, index = _judge(guards, measurements, data_docs)
     return GuardReport(
-        tuple(_outcome(*guard, measurements, verdicts[guard[0]]) for guard in guards),
+        tuple(
+            _outcome(code, unit, threshold, is_required, measurements, verdicts[code])
+            for code, unit, threshold, is_required in guards
+        ),
         index,
     )
 
@@ -153,7 +156,10 @@ def _outcome(
     judged = own[~own["is_excepted"]]
     in_breach = judged[judged["is_breach"]]
     breaches = tuple(
-        (str(row.subject), float(row.measured)) for row in in_breach.head(_SHOWN_BREACHES).itertuples(index=False)
+        (str(subject), float(measured))
+        for subject, measured in zip(
+            in_breach["subject"].head(_SHOWN_BREACHES), in_breach["measured"].head(_SHOWN_BREACHES), strict=True
+        )
     )
     return GuardOutcome(
         guard_code=guard_code,
@@ -177,6 +183,10 @@ def _judge(
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     os.environ["TQDM_DISABLE"] = "1"
     import great_expectations as gx
+    from great_expectations.checkpoint.actions import UpdateDataDocsAction
+    from great_expectations.expectations.core.expect_table_row_count_to_be_between import (
+        ExpectTableRowCountToBeBetween,
+    )
 
     shutil.rmtree(data_docs, ignore_errors=True)
     data_docs.mkdir(parents=True)
@@ -191,7 +201,7 @@ def _judge(
             suite.add_expectation(expectation)
         # Accepted breaches are not in the frame, but they were measured.
         if is_required and (measurements["guard_code"] != guard_code).all():
-            suite.add_expectation(gx.expectations.ExpectTableRowCountToBeBetween(min_value=1))
+            suite.add_expectation(ExpectTableRowCountToBeBetween(min_value=1))
         validation = context.validation_definitions.add(
             gx.ValidationDefinition(
                 name=guard_code, data=asset.add_batch_definition_whole_dataframe(guard_code), suite=suite
@@ -201,7 +211,7 @@ def _judge(
             gx.Checkpoint(
                 name=guard_code,
                 validation_definitions=[validation],
-                actions=[gx.checkpoint.UpdateDataDocsAction(name="data_docs")],
+                actions=[UpdateDataDocsAction(name="data_docs")],
             )
         )
         frame = own[["guard_code", "subject", "measured"]]
@@ -210,7 +220,7 @@ def _judge(
 
 
 def _expectations(gx: Any, threshold: float | None) -> list[Any]:
-    """What must hold of a guard's measurements. Without a threshold the warehouse has marked each as a breach already."""
+    """What must hold of a guard's measurements. Without a threshold the warehouse has marked each a breach already."""
     return [
         gx.expectations.ExpectColumnValuesToNotBeNull(column="measured"),
         gx.expectations.ExpectColumnValuesToBeBetween(column="measured", max_value=threshold),

@@ -1,7 +1,7 @@
 """Landing: usage events and independent totals, from files into the raw tables.
 
-The warehouse reads the files. Each file is one batch, landed in one transaction. Nothing is checked here beyond whether a
-record can be read at all; a record that cannot be is landed with its line, its text and the reason.
+The warehouse reads the files. Each file is one batch, landed in one transaction. Nothing is checked here beyond
+whether a record can be read at all; a record that cannot be is landed with its line, its text and the reason.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import duckdb
 from orchestration.lib.project import MeteringError, Progress
 
 EVENT_FIELDS = (
-    "idempotency_key", "event_type", "schema_version", "customer_id", "occurred_at", "properties", "corrects", "correction",
+    "idempotency_key", "event_type", "schema_version", "customer_id",
+    "occurred_at", "properties", "corrects", "correction",
 )  # fmt: skip
 TOTALS_FIELDS = (
     "metric_code", "customer_id", "dimensions", "period_start_at", "period_end_at", "quantity", "source",
@@ -85,9 +86,9 @@ def land_files(
 ) -> list[LandedBatch]:
     """Land event files, each as a batch of its own.
 
-    Formats go by the name: .jsonl, .ndjson (one event or CloudEvent a line), .json (an array of them), .csv and .parquet;
-    text may be gzipped (.gz). A CSV or Parquet file has the event's fields as columns; without a column ``properties`` its
-    other columns are taken as the properties.
+    Formats go by the name: .jsonl, .ndjson (one event or CloudEvent a line), .json (an array of them), .csv and
+    .parquet; text may be gzipped (.gz). A CSV or Parquet file has the event's fields as columns; without a column
+    ``properties`` its other columns are taken as the properties.
 
     Args:
         connection: open warehouse with its landing tables.
@@ -188,7 +189,7 @@ def _kind_of(path: Path) -> str:
     raise MeteringError(f"{path}: unknown format. Known are .jsonl, .ndjson, .json, .csv (also .gz) and .parquet.")
 
 
-def _open_binary(path: Path) -> IO[bytes]:
+def _open_binary(path: Path) -> IO[bytes] | gzip.GzipFile:
     if path.name.lower().endswith(".gz"):
         return gzip.open(path, "rb")
     return path.open("rb")
@@ -229,7 +230,7 @@ def _insert_lines(
     if facts.is_regular and _is_utf8(connection, path, facts):
         _insert_line_records(connection, path, path, facts.newline, batch_id, received_at)
         return facts.records
-    # Control characters, mixed newlines, broken UTF-8, overlong lines: make each line one the reader takes, in its place.
+    # Control characters, mixed newlines, broken UTF-8, overlong lines: make each line one the reader takes, in place.
     with tempfile.TemporaryDirectory() as folder:
         cleaned = Path(folder) / "lines.jsonl"
         with cleaned.open("w", encoding="utf-8", newline="\n") as stream:
@@ -282,8 +283,8 @@ def _is_utf8(connection: duckdb.DuckDBPyConnection, path: Path, facts: _FileFact
     return row is not None
 
 
-# CloudEvents 1.0: id and source make an event unique; type, subject, time and data carry the rest. The specification has no
-# schema version; an extension attribute schemaversion may give one.
+# CloudEvents 1.0: id and source make an event unique; type, subject, time and data carry the rest. The specification
+# has no schema version; an extension attribute schemaversion may give one.
 _RECORD_TO_EVENT = r"""
     select
         line_number,
@@ -320,7 +321,8 @@ _RECORD_TO_EVENT = r"""
                             else line
                         end,
                         [
-                            '$.specversion', '$.id', '$.source', '$.type', '$.schemaversion', '$.subject', '$.time', '$.data',
+                            '$.specversion', '$.id', '$.source', '$.type', '$.schemaversion', '$.subject', '$.time',
+                            '$.data',
                             '$.idempotency_key', '$.event_type', '$.schema_version', '$.customer_id', '$.occurred_at',
                             '$.properties', '$.corrects', '$.correction'
                         ]
@@ -383,7 +385,8 @@ def _insert_array(connection: duckdb.DuckDBPyConnection, path: Path, batch_id: s
             content = json.load(stream, parse_float=str)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise MeteringError(
-                f"{path}: is not valid JSON, nothing of it was landed: {error}. One event a line belongs into a .jsonl file."
+                f"{path}: is not valid JSON, nothing of it was landed: {error}. "
+                "One event a line belongs into a .jsonl file."
             ) from error
     events = content if isinstance(content, list) else [content]
     with tempfile.TemporaryDirectory() as folder:
@@ -515,8 +518,8 @@ def _identifier(name: str) -> str:
 def land_independent_totals(connection: duckdb.DuckDBPyConnection, path: Path, *, progress: Progress) -> int:
     """Land a CSV file of independent totals (columns TOTALS_FIELDS), whole or not at all.
 
-    Periods are UTC, half-open and on full hours, since usage is metered by the hour. ``dimensions`` is empty for a total over
-    all pricing dimension values, else the JSON text as the marts show it.
+    Periods are UTC, half-open and on full hours, since usage is metered by the hour. ``dimensions`` is empty for a
+    total over all pricing dimension values, else the JSON text as the marts show it.
 
     Returns:
         Rows landed.

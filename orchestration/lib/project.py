@@ -30,6 +30,7 @@ class Settings:
     Attributes:
         database: DuckDB file (METERING_DUCKDB_PATH; data/metering.duckdb in the project by default).
         target: dbt target (METERING_TARGET; dev by default).
+        project: the dbt project; this one.
         stripe_state: state file of the local Stripe server, beside the database.
         data_docs: folder of the Great Expectations Data Docs, beside the database.
         landing: folder whose files the landing assets load: events/ and totals/ (METERING_LANDING_DIR; landing beside
@@ -38,6 +39,7 @@ class Settings:
 
     database: Path
     target: str
+    project: Path = PROJECT_DIR
 
     @property
     def stripe_state(self) -> Path:
@@ -80,7 +82,7 @@ def dbt_environment(settings: Settings) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in wanted}
     folder = Path.cwd()
     os.environ.update(wanted)
-    os.chdir(PROJECT_DIR)
+    os.chdir(settings.project)
     try:
         yield
     finally:
@@ -109,15 +111,15 @@ def run_dbt(settings: Settings, *arguments: str, quiet: bool = False) -> None:
     settings.database.parent.mkdir(parents=True, exist_ok=True)
     command = [
         *arguments,
-        "--profiles-dir", str(PROJECT_DIR / "profiles"),
-        "--project-dir", str(PROJECT_DIR),
+        "--profiles-dir", str(settings.project / "profiles"),
+        "--project-dir", str(settings.project),
     ]  # fmt: skip
     with dbt_environment(settings):
         try:
             outcome = dbtRunner().invoke((["--quiet"] if quiet else []) + command)
         finally:
             # dbt-duckdb keeps the database open until the process ends, which would lock out other processes.
-            DuckDBConnectionManager.close_all_connections()
+            DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
     if outcome.exception is not None:
         raise BuildError(f"dbt {arguments[0]} stopped: {outcome.exception}") from outcome.exception
     if not outcome.success:
@@ -130,10 +132,10 @@ def ensure_manifest(settings: Settings) -> Path:
     Raises:
         BuildError: the project does not parse.
     """
-    manifest = PROJECT_DIR / "target" / "manifest.json"
+    manifest = settings.project / "target" / "manifest.json"
     folders = ("models", "macros", "seeds", "tests/generic", "tests/singular", "profiles")
-    sources = [PROJECT_DIR / "dbt_project.yml"]
-    sources += [path for folder in folders for path in (PROJECT_DIR / folder).rglob("*") if path.is_file()]
+    sources = [settings.project / "dbt_project.yml"]
+    sources += [path for folder in folders for path in (settings.project / folder).rglob("*") if path.is_file()]
     newest = max(path.stat().st_mtime for path in sources)
     if not manifest.exists() or manifest.stat().st_mtime < newest:
         run_dbt(settings, "parse", quiet=True)
@@ -155,7 +157,8 @@ def build(settings: Settings, *, as_of: str | None = None, full_refresh: bool = 
     Raises:
         BuildError: a seed, model or test failed.
     """
-    arguments = ["build"]
+    # Unit tests prove the models, not the data: they run in make test.
+    arguments = ["build", "--exclude-resource-type", "unit_test"]
     if full_refresh:
         arguments.append("--full-refresh")
     if as_of is not None:

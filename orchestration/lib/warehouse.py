@@ -97,5 +97,6 @@ def require_successful_build(connection: duckdb.DuckDBPyConnection) -> None:
         raise MeteringError(f"The last build, of {started_at} UTC, did not end: run metering build again.")
     if failed_nodes > 0:
         raise MeteringError(
-            f"The last build, of {started_at} UTC, failed in {failed_nodes} nodes: mend that and run metering build again."
+            f"The last build, of {started_at} UTC, failed in {failed_nodes} nodes: "
+            "mend that and run metering build again."
         )

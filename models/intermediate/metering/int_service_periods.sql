@@ -25,7 +25,7 @@ calendar_months as (
     inner join numbers
         on
             numbers.number
-            <= {{ dbt.datediff('subscriptions.started_local_at', as_of(), 'month') }} + 1
+            <= {{ dbt.datediff('subscriptions.started_local_at', as_of(), 'month') }} + 1  -- noqa: LT05
 
 ),
 

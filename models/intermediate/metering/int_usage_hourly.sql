@@ -270,22 +270,17 @@ metered_events as (
         metric_events.customer_id,
         metric_events.occurred_at,
         metric_events.hour_start_at,
-        '{'
-        {%- for position in [1, 2, 3] %}
-        || case
-            when metric_events.dimension_{{ position }}_property is not null
-                then {{ "', ' || " if position > 1 }}'"' || metric_events.dimension_{{ position }}_property || '": '
-                    || {{ json_quote(json_text('metric_events.properties', 'metric_events.dimension_' ~ position ~ '_property')) }}
-            else ''
-        end
-        {%- endfor %}
-        || '}' as dimensions,
+        {{ dimensions_text('metric_events.properties', [
+            'metric_events.dimension_1_property',
+            'metric_events.dimension_2_property',
+            'metric_events.dimension_3_property',
+        ]) }} as dimensions,
         case
             when metric_events.aggregation in ('sum', 'max')
                 then cast(
                     {{ json_text('metric_events.properties', 'metric_events.property_name') }} as {{ quantity_type() }}
                 )
-        end as value,
+        end as measured_value,
         case
             when metric_events.aggregation = 'unique_count'
                 then {{ json_text('metric_events.properties', 'metric_events.property_name') }}
@@ -325,8 +320,8 @@ usage_hourly as (
         cast(
             case aggregation
                 when 'count' then count(*)
-                when 'sum' then sum(value)
-                when 'max' then max(value)
+                when 'sum' then sum(measured_value)
+                when 'max' then max(measured_value)
             end as {{ quantity_total_type() }}
         ) as quantity,
         count(*) as event_count,

@@ -70,13 +70,35 @@ dropped_by_metering as (
 
 measurements as (
 
-    select guard_code, subject, cast(measured as decimal(28, 9)) as measured from accuracy
+    select
+        guard_code,
+        subject,
+        cast(measured as decimal(28, 9)) as measured
+    from accuracy
+
     union all
-    select guard_code, subject, cast(measured as decimal(28, 9)) as measured from ingestion_error_rate
+
+    select
+        guard_code,
+        subject,
+        cast(measured as decimal(28, 9)) as measured
+    from ingestion_error_rate
+
     union all
-    select guard_code, subject, cast(measured as decimal(28, 9)) as measured from dropped_from_batches
+
+    select
+        guard_code,
+        subject,
+        cast(measured as decimal(28, 9)) as measured
+    from dropped_from_batches
+
     union all
-    select guard_code, subject, cast(measured as decimal(28, 9)) as measured from dropped_by_metering
+
+    select
+        guard_code,
+        subject,
+        cast(measured as decimal(28, 9)) as measured
+    from dropped_by_metering
 
 ),
 

@@ -28,8 +28,8 @@ metered_totals as (
         on
             totals.metric_code = usage_hourly.metric_code
             and totals.customer_id = usage_hourly.customer_id
-            and usage_hourly.window_start_at >= totals.period_start_at
-            and usage_hourly.window_start_at < totals.period_end_at
+            and totals.period_start_at <= usage_hourly.window_start_at
+            and totals.period_end_at > usage_hourly.window_start_at
             and (totals.dimensions = '' or totals.dimensions = usage_hourly.dimensions)
     group by
         totals.metric_code,

@@ -42,7 +42,9 @@ invoice_items as (
         invoice_lines.amount_minor,
         {# In the order in which somebody would have to act. #}
         case
-            when {{ dbt.dateadd('hour', 'event_policy.grace_period_hours', 'invoice_lines.service_period_end_at') }} > {{ as_of() }}
+            when
+                {{ dbt.dateadd('hour', 'event_policy.grace_period_hours', 'invoice_lines.service_period_end_at') }}
+                > {{ as_of() }}
                 then 'period_open'
             when not metrics.is_confirmed_by_finance then 'metric_not_confirmed'
             when invoice_lines.amount_minor = 0 then 'zero_amount'

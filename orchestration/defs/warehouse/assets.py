@@ -29,4 +29,4 @@ def dbt_resource() -> DbtCliResource:
 def dbt_models(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterator[Any]:
     """dbt build of what the run selects."""
     with dbt_environment(read_settings()):
-        yield from dbt.cli(["build"], context=context).stream()
+        yield from dbt.cli(["build", "--exclude-resource-type", "unit_test"], context=context).stream()

@@ -64,12 +64,20 @@ expected as (
 
 found as (
 
-    select customer_id, metric_code, charge_code, event_count
+    select
+        customer_id,
+        metric_code,
+        charge_code,
+        event_count
     from {{ ref('fct_invoice_lines') }}
 
     union all
 
-    select customer_id, metric_code, charge_code, event_count
+    select
+        customer_id,
+        metric_code,
+        charge_code,
+        event_count
     from {{ ref('fct_unbilled_usage') }}
 
 ),

@@ -28,7 +28,12 @@ tiers as (
 
 select
     'seeds/pricing/charge_tiers.csv' as seed_file,
-    tiers.*
+    charge_code,
+    price_version,
+    charge_model,
+    tier_number,
+    previous_up_to,
+    up_to
 from tiers
 where
     tier_number <> expected_tier_number

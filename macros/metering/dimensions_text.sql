@@ -1,0 +1,11 @@
+{% macro dimensions_text(properties, property_names) -%}
+    '{'
+    {%- for property_name in property_names %}
+    || case
+        when {{ property_name }} is not null
+            then {{ "', ' || " if not loop.first }}'"' || {{ property_name }} || '": ' || {{ json_quote(json_text(properties, property_name)) }}
+        else ''
+    end
+    {%- endfor %}
+    || '}'
+{%- endmacro %}

@@ -1,0 +1,132 @@
+"""A warehouse of its own for each test, driven through the project's own functions and dbt."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration.lib import project
+from orchestration.lib.landing import land_files
+from orchestration.lib.project import PROJECT_DIR, Settings
+from orchestration.lib.warehouse import connect
+
+Row = tuple[Any, ...]
+
+
+class Warehouse:
+    """One DuckDB file and the dbt project that builds it."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings = settings
+        self.folder = folder
+        self._files = 0
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        with connect(self.settings) as connection:
+            return connection.execute(sql, list(parameters)).fetchall()
+
+    def land_lines(self, lines: Iterable[str | bytes], name: str = "events.jsonl") -> Path:
+        """Write lines to a file of its own and land it."""
+        self._files += 1
+        path = self.folder / f"{self._files:04d}" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"".join((line.encode() if isinstance(line, str) else line) + b"\n" for line in lines))
+        self.land(path)
+        return path
+
+    def land_events(self, events: Iterable[Mapping[str, Any]]) -> Path:
+        return self.land_lines(json.dumps(event) for event in events)
+
+    def land(self, *paths: Path) -> None:
+        with connect(self.settings) as connection:
+            land_files(connection, paths, progress=lambda _: None)
+
+    def insert_delivery(self, batch_id: str, line_number: int, received_at: datetime, event: Mapping[str, Any]) -> None:
+        """A delivery with a chosen time of receipt, as another loader could have landed it."""
+        with connect(self.settings) as connection:
+            connection.execute(
+                "insert into raw.usage_events by name select ? as batch_id, ? as line_number, 'test' as source, "
+                "? as received_at, ? as idempotency_key, ? as event_type, ? as schema_version, ? as customer_id, "
+                "? as occurred_at, ? as properties",
+                [
+                    batch_id,
+                    line_number,
+                    received_at,
+                    event["idempotency_key"],
+                    event["event_type"],
+                    str(event["schema_version"]),
+                    event["customer_id"],
+                    event["occurred_at"],
+                    json.dumps(event["properties"]),
+                ],
+            )
+
+    def build(self, *, full_refresh: bool = False, as_of: str | None = None) -> None:
+        project.build(self.settings, full_refresh=full_refresh, as_of=as_of, quiet=True)
+
+    def marts(self) -> dict[str, list[Row]]:
+        """Every mart, every column, in a fixed order of rows."""
+        with connect(self.settings) as connection:
+            names = [
+                row[0]
+                for row in connection.execute(
+                    "select table_name from information_schema.tables where table_schema = 'marts' order by 1"
+                ).fetchall()
+            ]
+            return {name: connection.execute(f"select * from marts.{name} order by all").fetchall() for name in names}
+
+    def outcome_counts(self) -> dict[str, int]:
+        rows = self.query("select delivery_status, count(*) from staging.stg_event_deliveries group by 1")
+        return {"accepted": 0, "duplicate": 0, "rejected": 0} | dict(rows)
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Warehouse:
+    """An empty warehouse, built by this project."""
+    return Warehouse(Settings(database=tmp_path / "warehouse" / "metering.duckdb", target="ci"), tmp_path)
+
+
+@pytest.fixture
+def project_copy(tmp_path: Path) -> Path:
+    """A copy of the dbt project whose seeds a test may change."""
+    copy = tmp_path / "project"
+    for folder in ("models", "macros", "seeds", "profiles", "tests/generic", "tests/singular"):
+        shutil.copytree(PROJECT_DIR / folder, copy / folder)
+    shutil.copy(PROJECT_DIR / "dbt_project.yml", copy)
+    return copy
+
+
+@pytest.fixture
+def warehouse_of_copy(tmp_path: Path, project_copy: Path) -> Warehouse:
+    """An empty warehouse, built by a copy of this project."""
+    settings = Settings(database=tmp_path / "warehouse" / "metering.duckdb", target="ci", project=project_copy)
+    return Warehouse(settings, tmp_path)
+
+
+def llm_request(key: str, **changes: Any) -> dict[str, Any]:
+    """A valid event; changes go to the envelope, or to the properties with the prefix p_."""
+    event: dict[str, Any] = {
+        "idempotency_key": key,
+        "event_type": "llm_request",
+        "schema_version": 1,
+        "customer_id": "cus_000",
+        "occurred_at": "2026-09-10T12:00:00Z",
+        "properties": {"service": "code", "context_tokens": 100, "generated_tokens": 10},
+    }
+    for name, value in changes.items():
+        if name.startswith("p_"):
+            event["properties"][name[2:]] = value
+        else:
+            event[name] = value
+    return event
+
+
+@pytest.fixture
+def make_event() -> Callable[..., dict[str, Any]]:
+    return llm_request
