@@ -49,7 +49,7 @@ parse: $(INSTALLED) ## Parse for DuckDB and Snowflake, with deprecations as erro
 		--target-path target/snowflake
 
 test-python: $(INSTALLED) ## Unit and integration tests, dbt's unit and data tests among them
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 dev: $(INSTALLED) ## Open the Dagster UI on loopback
 	DAGSTER_HOME=$(CURDIR)/orchestration/home $(BIN)/dagster dev -m orchestration.definitions -h 127.0.0.1

@@ -3,17 +3,16 @@
     {% if execute %}
         {% for result in results if result.node.resource_type == 'test' and result.status in ('fail', 'warn') %}
             {% set test = result.node %}
-            {% set tested = graph.nodes.get(test.attached_node) if test.attached_node else none %}
-            {% set file = tested.original_file_path if tested else test.original_file_path %}
-            {% set rule = (test.description or test.name) | replace('\n', ' ') | trim %}
-            {% set failing = run_query("select * from (" ~ test.compiled_code ~ ") as failing limit 5") %}
-            {{ log(file ~ ": " ~ rule ~ " [" ~ result.failures ~ " failing]", info=true) }}
+            {% set tested = graph.nodes.get(test.attached_node) or graph.sources.get(test.attached_node) %}
+            {% set rule = (test.config.meta.get('rule') or test.description or test.name) | replace('\n', ' ') | trim %}
+            {% do print((tested or test).original_file_path ~ ": " ~ rule ~ " [" ~ result.failures ~ " failing]") %}
+            {% set failing = run_query(failing_rows_query(test, tested) ~ " limit 5") %}
             {% for row in failing.rows %}
                 {% set cells = [] %}
                 {% for column in failing.column_names %}
                     {% do cells.append(column ~ "=" ~ row[column]) %}
                 {% endfor %}
-                {{ log("    row: " ~ cells | join(", "), info=true) }}
+                {% do print("    row: " ~ cells | join(", ")) %}
             {% endfor %}
         {% endfor %}
     {% endif %}

@@ -221,7 +221,7 @@ def _judge(
 
 def _expectations(gx: Any, threshold: float | None) -> list[Any]:
     """What must hold of a guard's measurements. Without a threshold the warehouse has marked each a breach already."""
-    return [
-        gx.expectations.ExpectColumnValuesToNotBeNull(column="measured"),
-        gx.expectations.ExpectColumnValuesToBeBetween(column="measured", max_value=threshold),
-    ][: 1 if threshold is None else 2]
+    expectations = [gx.expectations.ExpectColumnValuesToNotBeNull(column="measured")]
+    if threshold is not None:
+        expectations.append(gx.expectations.ExpectColumnValuesToBeBetween(column="measured", max_value=threshold))
+    return expectations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,15 @@ from orchestration.lib.project import PROJECT_DIR, Settings
 from orchestration.lib.warehouse import connect
 
 Row = tuple[Any, ...]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _dbt_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Artifacts and logs of dbt in folders of this process, so that tests can run side by side."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DBT_TARGET_PATH", str(tmp_path_factory.mktemp("dbt") / "target"))
+        patch.setenv("DBT_LOG_PATH", str(tmp_path_factory.mktemp("dbt") / "logs"))
+        yield
 
 
 class Warehouse:

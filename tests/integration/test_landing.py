@@ -83,7 +83,9 @@ def test_array_of_events(connection: duckdb.DuckDBPyConnection, tmp_path: Path, 
 
 def test_csv_with_properties_as_json(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
     properties = json.dumps(PROPERTIES).replace('"', '""')
-    (tmp_path / "a.csv").write_text(f'{FIELDS.replace(" ", "")}\nk1,llm_request,1,cus_000,2026-09-10T12:00:00Z,"{properties}"\n')
+    (tmp_path / "a.csv").write_text(
+        f'{FIELDS.replace(" ", "")}\nk1,llm_request,1,cus_000,2026-09-10T12:00:00Z,"{properties}"\n'
+    )
     land(connection, tmp_path / "a.csv")
     check_one(connection)
 
@@ -152,7 +154,17 @@ def test_broken_lines_keep_their_number_and_text(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path, make_event: MakeEvent, newline: bytes
 ) -> None:
     good = [json.dumps(make_event(f"k{number}")).encode() for number in range(3)]
-    lines = [good[0], b"", b'{"idempotency_key": "cut', b"   ", b"[1, 2]", good[1], b"null", b'bad \xff\xfe bytes', good[2]]
+    lines = [
+        good[0],
+        b"",
+        b'{"idempotency_key": "cut',
+        b"   ",
+        b"[1, 2]",
+        good[1],
+        b"null",
+        b"bad \xff\xfe bytes",
+        good[2],
+    ]
     (tmp_path / "a.jsonl").write_bytes(newline.join(lines))
     (batch,) = land(connection, tmp_path / "a.jsonl")
     assert (batch.deliveries, batch.unreadable) == (7, 4)
@@ -218,7 +230,9 @@ def test_numbers_keep_their_digits(connection: duckdb.DuckDBPyConnection, tmp_pa
     }
 
 
-def test_loading_a_file_again_says_so(connection: duckdb.DuckDBPyConnection, tmp_path: Path, make_event: MakeEvent) -> None:
+def test_loading_a_file_again_says_so(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path, make_event: MakeEvent
+) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(make_event("k1")) + "\n")
     (first,) = land(connection, tmp_path / "a.jsonl")
     messages: list[str] = []
@@ -269,7 +283,10 @@ def test_unreadable_files_land_nothing_and_say_why(
 def test_patterns_name_what_they_do_not_find(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").touch()
     (tmp_path / "a.jsonl").touch()
-    assert expand_patterns([f"{tmp_path}/*.jsonl", f"{tmp_path}/a.jsonl"]) == [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    assert expand_patterns([f"{tmp_path}/*.jsonl", f"{tmp_path}/a.jsonl"]) == [
+        tmp_path / "a.jsonl",
+        tmp_path / "b.jsonl",
+    ]
     with pytest.raises(MeteringError, match=r"nothing.*: no such file"):
         expand_patterns([f"{tmp_path}/nothing*.jsonl"])
 

@@ -1,6 +1,8 @@
 {{ config(
-    description='invariant 1: metered events = events on invoice lines + events of unbilled usage, for every metric, customer and charge',
-    meta={'dagster': {'ref': {'name': 'fct_unbilled_usage'}}}
+    meta={
+        'rule': 'invariant 1: metered events = events on invoice lines + events of unbilled usage, for every metric, customer and charge',
+        'dagster': {'ref': {'name': 'fct_unbilled_usage'}}
+    }
 ) }}
 -- A returned row is usage that is neither on an invoice line nor in fct_unbilled_usage, or in both.
 

@@ -1,6 +1,8 @@
 {{ config(
-    description='invariant 2: a key with a valid delivery counts exactly once, by the delivery received first',
-    meta={'dagster': {'ref': {'name': 'stg_event_deliveries'}}}
+    meta={
+        'rule': 'invariant 2: a key with a valid delivery counts exactly once, by the delivery received first',
+        'dagster': {'ref': {'name': 'stg_event_deliveries'}}
+    }
 ) }}
 -- A returned row is a key that counts never or more than once, or by another delivery than the first.
 

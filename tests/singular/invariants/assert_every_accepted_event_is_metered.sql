@@ -1,6 +1,8 @@
 {{ config(
-    description='every accepted event is metered by each metric of its type that has no filters',
-    meta={'dagster': {'ref': {'name': 'int_usage_hourly'}}}
+    meta={
+        'rule': 'every accepted event is metered by each metric of its type that has no filters',
+        'dagster': {'ref': {'name': 'int_usage_hourly'}}
+    }
 ) }}
 -- A returned row is a metric and customer whose metered events are not the accepted ones.
 

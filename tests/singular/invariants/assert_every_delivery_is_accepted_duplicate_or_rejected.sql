@@ -1,6 +1,8 @@
 {{ config(
-    description='invariant 1: deliveries in raw = accepted + duplicates + rejected, for every batch',
-    meta={'dagster': {'ref': {'name': 'stg_event_deliveries'}}}
+    meta={
+        'rule': 'invariant 1: deliveries in raw = accepted + duplicates + rejected, for every batch',
+        'dagster': {'ref': {'name': 'stg_event_deliveries'}}
+    }
 ) }}
 -- A returned row is a batch in which deliveries got lost or were invented between the raw table and staging.
 

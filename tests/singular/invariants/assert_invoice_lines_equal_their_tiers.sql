@@ -1,6 +1,8 @@
 {{ config(
-    description='an invoice line is the sum of its tiers in quantity and amount, rounded by at most half a minor unit',
-    meta={'dagster': {'ref': {'name': 'fct_invoice_lines'}}}
+    meta={
+        'rule': 'an invoice line is the sum of its tiers in quantity and amount, rounded by at most half a minor unit',
+        'dagster': {'ref': {'name': 'fct_invoice_lines'}}
+    }
 ) }}
 -- A returned row is a line whose quantity or amount its tiers do not explain.
 

@@ -1,6 +1,8 @@
 {{ config(
-    description='invariant 7: an invoice is the sum of its lines, and the outbox has exactly these lines and amounts',
-    meta={'dagster': {'ref': {'name': 'fct_invoices'}}}
+    meta={
+        'rule': 'invariant 7: an invoice is the sum of its lines, and the outbox has exactly these lines and amounts',
+        'dagster': {'ref': {'name': 'fct_invoices'}}
+    }
 ) }}
 -- A returned row is an invoice whose total, lines and outbox disagree.
 

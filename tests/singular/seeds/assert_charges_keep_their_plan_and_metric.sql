@@ -1,6 +1,8 @@
 {{ config(
-    description='all price versions of a charge_code have the same plan_code and metric_code',
-    meta={'dagster': {'ref': {'name': 'charges'}}}
+    meta={
+        'rule': 'all price versions of a charge_code have the same plan_code and metric_code',
+        'dagster': {'ref': {'name': 'charges'}}
+    }
 ) }}
 -- A returned row is a charge whose versions disagree on what is priced.
 

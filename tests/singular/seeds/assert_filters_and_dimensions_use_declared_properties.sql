@@ -1,6 +1,8 @@
 {{ config(
-    description='metric_filters.csv and metric_dimensions.csv name properties that event_properties.csv declares for the event type',
-    meta={'dagster': {'ref': {'name': 'metric_filters'}}}
+    meta={
+        'rule': 'metric_filters.csv and metric_dimensions.csv name properties that event_properties.csv declares for the event type',
+        'dagster': {'ref': {'name': 'metric_filters'}}
+    }
 ) }}
 -- A returned row is a filter or dimension on a property that no schema version of the event type has.
 

@@ -1,6 +1,8 @@
 {{ config(
-    description='the property of a metric is required in every active schema version of its event type, and a number for sum and max',
-    meta={'dagster': {'ref': {'name': 'billable_metrics'}}}
+    meta={
+        'rule': 'the property of a metric is required in every active schema version of its event type, and a number for sum and max',
+        'dagster': {'ref': {'name': 'billable_metrics'}}
+    }
 ) }}
 -- A returned row is a metric and schema version in which the metric's property is missing, optional or not a number.
 

@@ -1,6 +1,8 @@
 {{ config(
-    description='no two subscriptions of a customer that run at the same time price the same metric: its usage would be billed twice',
-    meta={'dagster': {'ref': {'name': 'subscriptions'}}}
+    meta={
+        'rule': 'no two subscriptions of a customer that run at the same time price the same metric: its usage would be billed twice',
+        'dagster': {'ref': {'name': 'subscriptions'}}
+    }
 ) }}
 -- A returned row is a pair of overlapping subscriptions with a metric that both price.
 

@@ -1,6 +1,8 @@
 {{ config(
-    description='tiers are numbered from 1 without gaps, up_to rises, only the last tier has none, per_unit and package have one tier',
-    meta={'dagster': {'ref': {'name': 'charge_tiers'}}}
+    meta={
+        'rule': 'tiers are numbered from 1 without gaps, up_to rises, only the last tier has none, per_unit and package have one tier',
+        'dagster': {'ref': {'name': 'charge_tiers'}}
+    }
 ) }}
 -- A returned row is a tier that breaks the ladder of its price version.
 

@@ -1,6 +1,8 @@
 {{ config(
-    description='time_zone is a name of the IANA time zone database',
-    meta={'dagster': {'ref': {'name': 'subscriptions'}}}
+    meta={
+        'rule': 'time_zone is a name of the IANA time zone database',
+        'dagster': {'ref': {'name': 'subscriptions'}}
+    }
 ) }}
 -- A returned row is a subscription whose time zone the warehouse does not know.
 

@@ -1,0 +1,110 @@
+"""The command line as a person meets it: a process, its output and its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    def run_metering(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        variables = {name: value for name, value in os.environ.items() if not name.startswith(("STRIPE", "METERING"))}
+        variables |= {"METERING_DUCKDB_PATH": str(tmp_path / "metering.duckdb"), "METERING_TARGET": "ci"} | environment
+        return subprocess.run(
+            [str(Path(sys.executable).with_name("metering")), *arguments],
+            capture_output=True,
+            text=True,
+            env=variables,
+            cwd=tmp_path,
+            timeout=300,
+            check=False,
+        )
+
+    return run_metering
+
+
+def test_help_and_wrong_usage(run: Run) -> None:
+    outcome = run("--help")
+    assert outcome.returncode == 0
+    for command in ("load", "build", "check", "sync", "invoices", "demo"):
+        assert re.search(rf"^  {command} ", outcome.stdout, re.MULTILINE)
+    assert run("load").returncode == 2
+    outcome = run("build", "--as-of", "tomorrow")
+    assert outcome.returncode == 2
+    assert "'tomorrow' is not an ISO 8601 date and time" in outcome.stderr
+
+
+def test_errors_are_plain_and_exit_with_1(run: Run, tmp_path: Path) -> None:
+    for arguments, message in (
+        (("load", "missing.jsonl"), "missing.jsonl: no such file"),
+        (("invoices",), "run metering build first"),
+        (("sync",), "Nothing has been built yet"),
+        (("sync", "--period", "October"), "'October' is no billing period"),
+    ):
+        outcome = run(*arguments)
+        assert outcome.returncode == 1, arguments
+        assert message in outcome.stderr
+        assert "Traceback" not in outcome.stderr
+    assert run("check", METERING_TARGET="prod").returncode == 1
+
+
+def test_from_a_file_to_a_draft_invoice(run: Run, tmp_path: Path, make_event: Callable[..., dict[str, Any]]) -> None:
+    """Two customers in September, one line of each kind worked out by hand."""
+    events = [make_event(f"a{n}", p_context_tokens=100_000, p_generated_tokens=1_000) for n in range(10)]
+    events += [make_event("b0", customer_id="cus_004", occurred_at="2026-09-30T14:59:59Z")]
+    events += [make_event("b1", customer_id="cus_004", occurred_at="2026-09-30T15:00:00Z")]  # October in Tokyo
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert run("load", "events.jsonl").returncode == 0
+    assert run("build").returncode == 0
+
+    outcome = run("invoices", "--customer", "cus_000")
+    assert outcome.returncode == 0
+    amounts = dict(re.findall(r"^  (\S.*?)\s{2,}.*?([\d,.]+)$", outcome.stdout, re.MULTILINE))
+    assert amounts == {
+        # 1,000,000 tokens, 250,000 included: 500,000 at 2.5 and 250,000 at 2 per million.
+        "Context tokens": "1.75",
+        # 10,000 tokens at 10 per million.
+        'Generated tokens {"service": "code"}': "0.10",
+        # 100,000 tokens at 100 per million.
+        "Longest context of the month": "10.00",
+        # One package of 100 started, at 0.04.
+        "Requests, per 100 started": "0.04",
+        "total USD": "11.89",
+    }
+    periods = re.findall(r"^(cus_004\S+)", run("invoices", "--customer", "cus_004").stdout, re.MULTILINE)
+    assert periods == ["cus_004/2026-09/JPY", "cus_004/2026-10/JPY"]
+
+    outcome = run("sync", "--period", "2026-09")
+    assert outcome.returncode == 0
+    assert "lines: 6 created" in outcome.stdout
+    outcome = run("sync", "--period", "2026-09")
+    assert outcome.returncode == 0
+    assert "lines: 0 created, 0 found in Stripe, 6 there already" in outcome.stdout
+
+    outcome = run("sync", STRIPE_API_KEY="sk_live_abcdefghijklmnop1234567890")
+    assert outcome.returncode == 1
+    assert "METERING_STRIPE_LIVE" in outcome.stderr
+    assert "abcdefghijklmnop1234567890" not in outcome.stdout + outcome.stderr
+
+
+def test_demo_prints_invoices_that_agree_with_stripe(run: Run) -> None:
+    outcome = run("demo")
+    assert outcome.returncode == 0, outcome.stderr
+    assert (
+        "20,412 deliveries = 20,000 accepted + 403 duplicates (3 conflicting) + 9 rejected, 0 dropped" in outcome.stdout
+    )
+    assert "ok   accuracy: 192 measured, 0 in breach" in outcome.stdout
+    assert re.search(r"^second sync: 0 lines created, [1-9]\d* there already$", outcome.stdout, re.MULTILINE)
+    assert re.search(r"^2\d invoices agree with Stripe to the minor unit$", outcome.stdout, re.MULTILINE)
+    assert "DIFFERS" not in outcome.stdout

@@ -1,0 +1,170 @@
+"""Guards: green on good data, and a breach lets nothing reach Stripe."""
+
+from __future__ import annotations
+
+import csv
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from orchestration import cli
+from orchestration.lib.demo_events import DemoData, write_demo_data
+from orchestration.lib.guards import GuardBreach, run_guards
+from orchestration.lib.landing import land_independent_totals
+from orchestration.lib.project import MeteringError
+from orchestration.lib.stripe_target import open_stripe_target
+from orchestration.lib.sync import guarded_sync
+from orchestration.lib.warehouse import connect
+from tests.integration.conftest import Warehouse
+
+
+@pytest.fixture
+def demo(warehouse: Warehouse, tmp_path: Path) -> DemoData:
+    """The demo's events landed; 9 malformed deliveries of 12,000 stay below the error threshold."""
+    data = write_demo_data(tmp_path / "demo", events=12_000)
+    warehouse.land(*data.event_files)
+    return data
+
+
+def land_totals(warehouse: Warehouse, path: Path) -> None:
+    with connect(warehouse.settings) as connection:
+        land_independent_totals(connection, path, progress=lambda _: None)
+
+
+def objects_in_stripe(warehouse: Warehouse) -> int:
+    with open_stripe_target({}, warehouse.settings.stripe_state) as target:
+        return sum(
+            len(listing.data)
+            for listing in (
+                target.client.v1.customers.list(),
+                target.client.v1.invoices.list(),
+                target.client.v1.invoice_items.list(),
+            )
+        )
+
+
+def run_cli(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+    monkeypatch.setenv("METERING_DUCKDB_PATH", str(warehouse.settings.database))
+    monkeypatch.setenv("METERING_TARGET", "ci")
+    monkeypatch.delenv("STRIPE_API_KEY", raising=False)
+    monkeypatch.setattr("sys.argv", ["metering", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        return stopped.code
+    return 0
+
+
+def test_breach_blocks_until_it_is_mended_or_accepted(
+    warehouse: Warehouse,
+    demo: DemoData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """An independent total that is 2 % off: the check fails, nothing reaches Stripe, the exit code is not 0."""
+    with demo.independent_totals.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    seeded = next(row for row in rows if row["metric_code"] == "context_tokens" and row["customer_id"] == "cus_001")
+    true_quantity = Decimal(seeded["quantity"])
+    seeded["quantity"] = str((true_quantity / Decimal("0.98")).quantize(Decimal(1)))
+    breached = tmp_path / "breached.csv"
+    with breached.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    land_totals(warehouse, breached)
+    warehouse.build()
+
+    with connect(warehouse.settings) as connection:
+        report = run_guards(connection, warehouse.settings.data_docs)
+    outcomes = {outcome.guard_code: outcome for outcome in report.outcomes}
+    assert not report.passed
+    assert {code: outcome.passed for code, outcome in outcomes.items()} == {
+        "accuracy": False,
+        "dropped_events": True,
+        "ingestion_error_rate": True,
+    }
+    assert outcomes["accuracy"].breach_count == 1
+    ((subject, measured),) = outcomes["accuracy"].breaches
+    assert subject.startswith("context_tokens|cus_001|")
+    assert measured == pytest.approx(0.02, abs=0.0001)
+    assert "context_tokens|cus_001|" in next(
+        report.data_docs.parent.glob("validations/accuracy/**/*.html")
+    ).read_text() or (report.data_docs.exists())
+
+    with pytest.raises(GuardBreach, match=r"accuracy.*1 in breach"):
+        guarded_sync(warehouse.settings, billing_period=None, progress=lambda _: None)
+    assert run_cli(warehouse, monkeypatch, "check") == 1
+    assert run_cli(warehouse, monkeypatch, "sync") == 1
+    assert "context_tokens|cus_001|" in capfd.readouterr().err
+    assert objects_in_stripe(warehouse) == 0
+    assert warehouse.query("select * from ops.stripe_sync_log") == []
+
+    # The right total, received later, takes the place of the wrong one.
+    land_totals(warehouse, demo.independent_totals)
+    warehouse.build()
+    assert run_cli(warehouse, monkeypatch, "check") == 0
+    assert run_cli(warehouse, monkeypatch, "sync", "--period", "2026-09") == 0
+    assert objects_in_stripe(warehouse) > 0
+    sent = warehouse.query("select count(*) from ops.stripe_sync_log where step = 'confirmed'")
+    assert run_cli(warehouse, monkeypatch, "sync", "--period", "2026-09") == 0
+    assert warehouse.query("select count(*) from ops.stripe_sync_log where step = 'confirmed'") == sent
+
+
+def test_rejected_deliveries_above_the_threshold_block(
+    warehouse: Warehouse, demo: DemoData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse.land_lines(["{broken"] * 10)
+    warehouse.build()
+    assert run_cli(warehouse, monkeypatch, "check") == 1
+    assert run_cli(warehouse, monkeypatch, "sync") == 1
+    assert objects_in_stripe(warehouse) == 0
+
+
+def test_a_delivery_that_is_in_the_file_and_not_in_the_raw_table_blocks(warehouse: Warehouse, demo: DemoData) -> None:
+    warehouse.query("delete from raw.usage_events where line_number = 1 returning 1")
+    warehouse.build()
+    with connect(warehouse.settings) as connection:
+        report = run_guards(connection, warehouse.settings.data_docs)
+    assert [outcome.guard_code for outcome in report.outcomes if not outcome.passed] == ["dropped_events"]
+
+
+def test_an_accepted_breach_does_not_block_and_a_missing_threshold_does(warehouse: Warehouse, demo: DemoData) -> None:
+    warehouse.land_lines(["{broken"] * 100)
+    warehouse.build()
+    warehouse.query(
+        "update marts.fct_guard_measurements set exception_reason = 'known' where guard_code = 'ingestion_error_rate' returning 1"
+    )
+    with connect(warehouse.settings) as connection:
+        assert run_guards(connection, warehouse.settings.data_docs).passed
+        connection.execute("delete from seeds.guard_thresholds where guard_code = 'dropped_events'")
+        connection.execute(
+            "update marts.fct_guard_measurements set threshold = null, is_breach = true where guard_code = 'dropped_events'"
+        )
+        report = run_guards(connection, warehouse.settings.data_docs)
+    assert [outcome.guard_code for outcome in report.outcomes if not outcome.passed] == ["dropped_events"]
+
+
+def test_nothing_measured_is_a_breach_where_it_is_required(warehouse: Warehouse) -> None:
+    warehouse.build()
+    with connect(warehouse.settings) as connection:
+        report = run_guards(connection, warehouse.settings.data_docs)
+    assert {outcome.guard_code: outcome.passed for outcome in report.outcomes} == {
+        "accuracy": True,
+        "dropped_events": False,
+        "ingestion_error_rate": False,
+    }
+
+
+def test_a_failed_or_unfinished_build_blocks(warehouse: Warehouse, demo: DemoData) -> None:
+    with pytest.raises(MeteringError, match="Nothing has been built yet"):
+        guarded_sync(warehouse.settings, billing_period=None, progress=lambda _: None)
+    warehouse.build()
+    warehouse.query("update ops.build_log set failed_nodes = 2 where step = 'finished' returning 1")
+    with pytest.raises(MeteringError, match="failed in 2 nodes"):
+        guarded_sync(warehouse.settings, billing_period=None, progress=lambda _: None)
+    warehouse.query("delete from ops.build_log where step = 'finished' returning 1")
+    with pytest.raises(MeteringError, match="did not end"):
+        guarded_sync(warehouse.settings, billing_period=None, progress=lambda _: None)
