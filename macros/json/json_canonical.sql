@@ -6,7 +6,9 @@
     array_to_string(
         list_sort(list_transform(
             json_keys({{ document }}),
-            lambda property: property || '=' || cast(json_extract({{ document }}, '$."' || property || '"') as varchar)
+            {#- A JSON pointer, since in a path some characters of a name would be wildcards. #}
+            lambda property: property || '='
+                || cast(json_extract({{ document }}, '/' || replace(replace(property, '~', '~0'), '/', '~1')) as varchar)
         )),
         chr(10)
     )

@@ -1,5 +1,5 @@
 {% macro create_raw_and_ops_tables() %}
-    {% if execute and flags.WHICH in ('build', 'run', 'test', 'run-operation') %}
+    {% if execute and flags.WHICH in ('build', 'run', 'seed', 'test', 'run-operation') %}
         {% set statements = [
             "create schema if not exists raw",
             "create schema if not exists ops",

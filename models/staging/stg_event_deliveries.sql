@@ -155,6 +155,7 @@ deliveries_typed as (
             when properties is null then '{}'
             when {{ is_json_object('properties') }} then properties
         end as properties,
+        left(properties, 100) as properties_text,
         nullif(trim(schema_version), '') as schema_version_text,
         nullif(trim(occurred_at), '') as occurred_at_text,
         coalesce(nullif(trim(corrects), ''), nullif(trim(correction), '')) as correction,
@@ -281,7 +282,7 @@ envelope_violations as (
     select
         delivery_id,
         'unparseable_json' as reason_code,
-        'properties: is not a JSON object' as reason_message
+        'properties: ''' || properties_text || ''' is not a JSON object' as reason_message
     from deliveries_with_invalid_envelope
     where landing_error_code is null and properties is null
 

@@ -128,7 +128,7 @@ CASES = {
         "catalog/billable_metrics.csv",
         {"metric_code": "context_tokens"},
         {"property_name": "service"},
-        "and a number for sum and max",
+        "for sum and max a number with a minimum of at least 0",
         "seed_file=seeds/catalog/billable_metrics.csv, metric_code=context_tokens",
     ),
     "filter on an undeclared property": BadSeed(

@@ -238,6 +238,42 @@ def test_content_in_another_key_order_is_no_conflict(warehouse: Warehouse, make_
     assert warehouse.query("select * from marts.fct_event_conflicts") == []
 
 
+def test_conflicts_are_found_whatever_the_properties_are_called(warehouse: Warehouse, make_event: MakeEvent) -> None:
+    """Names that mean something in a JSON path: quotes, wildcards, slashes, nothing at all."""
+    names = ['a"b', "*", "", "a/b", "~", "a.b", "$", "[0]"]
+    for number, name in enumerate(names):
+        warehouse.land_events(
+            [make_event(f"k{number}", **{"p_" + name: 1}), make_event(f"k{number}", **{"p_" + name: 2})]
+        )
+    warehouse.build()
+    conflicts = warehouse.query("select idempotency_key, conflicting_fields from marts.fct_event_conflicts order by 1")
+    assert conflicts == [(f"k{number}", "properties") for number in range(len(names))]
+
+
+def test_a_build_meters_only_hours_that_new_events_touch(
+    warehouse_of_copy: Warehouse, project_copy: Path, make_event: MakeEvent
+) -> None:
+    """Also beside a metric that has never counted an event, and an hour whose boundaries have moved."""
+    with (project_copy / "seeds/catalog/metric_filters.csv").open("a") as stream:
+        stream.write("code_requests,model,in,huge\n")
+    warehouse_of_copy.land_events([make_event("k1", customer_id="cus_002", occurred_at="2026-09-10T10:40:00Z")])
+    warehouse_of_copy.build()
+    charges = project_copy / "seeds/pricing/charges.csv"
+    charges.write_text(charges.read_text().replace("2026-10-15 00:00:00", "2026-09-10 16:05:00"))
+    warehouse_of_copy.build()
+    assert warehouse_of_copy.query(
+        "select count(*) from marts.fct_usage_hourly where window_start_at = '2026-09-10 10:35:00'"
+    )
+    before = warehouse_of_copy.query("select max(stage_sequence) from intermediate.int_usage_hourly")
+    warehouse_of_copy.land_events([make_event("k2", occurred_at="2026-09-12T10:40:00Z")])
+    warehouse_of_copy.build()
+    touched = warehouse_of_copy.query(
+        "select distinct customer_id, hour_start_at from intermediate.int_usage_hourly "
+        f"where stage_sequence > {before[0][0]}"
+    )
+    assert touched == [("cus_000", datetime(2026, 9, 12, 10))]
+
+
 MALFORMED: list[tuple[str | dict[str, Any], str, str]] = [
     ("{broken", "unparseable_json", "line 1 is not a JSON object"),
     ({"idempotency_key": None}, "missing_required_field", "idempotency_key: is missing or blank"),
@@ -261,10 +297,13 @@ MALFORMED: list[tuple[str | dict[str, Any], str, str]] = [
     ({"p_context_tokens": "1.0000000001"}, "too_many_decimals", "context_tokens: '1.0000000001' has more than 9 decimals"),
     ({"p_context_tokens": -5}, "out_of_range", "context_tokens: '-5' is not between 0.000000000 and 10000000.000000000"),
     ({"p_service": "telepathy"}, "value_not_allowed", "service: 'telepathy' is none of conversation, code"),
-    ({"properties": "text"}, "unparseable_json", "properties: is not a JSON object"),
+    ({"properties": "text"}, "unparseable_json", "properties: 'text' is not a JSON object"),
     ({"occurred_at": "yesterday"}, "unparseable_timestamp", "occurred_at: 'yesterday' is not an ISO 8601 date and time"),
     ({"occurred_at": "1700000000"}, "unparseable_timestamp", "occurred_at: '1700000000'"),
     ({"occurred_at": "infinity"}, "unparseable_timestamp", "occurred_at: 'infinity'"),
+    ({"occurred_at": "2026-09-01T10:00:00 EST"}, "unparseable_timestamp", "occurred_at: '2026-09-01T10:00:00 EST'"),
+    ({"occurred_at": "2026-09-01T10:00:00+99:00"}, "unparseable_timestamp", "occurred_at: '2026-09-01T10:00:00+99:00'"),
+    ({"p_context_tokens": "007"}, "not_a_number", "context_tokens: '007' is not a finite number"),
     ({"occurred_at": "2026-02-30T00:00:00Z"}, "unparseable_timestamp", "occurred_at: '2026-02-30T00:00:00Z'"),
     ({"occurred_at": "2999-01-01T00:00:00Z"}, "timestamp_in_future", "occurred_at: '2999-01-01T00:00:00Z' is more than 5 minutes"),
     ({"customer_id": "nobody"}, "unknown_customer", "customer_id: 'nobody' is not a known customer"),

@@ -8,7 +8,11 @@ metrics as (
 
 dimensions as (
 
-    select * from {{ ref('metric_dimensions') }}
+    select
+        metric_code,
+        property_name,
+        row_number() over (partition by metric_code order by dimension_position) as dimension_rank
+    from {{ ref('metric_dimensions') }}
 
 ),
 
@@ -23,7 +27,7 @@ dimensions_by_metric as (
     select
         metric_code,
         {%- for position in [1, 2, 3] %}
-        max(case when dimension_position = {{ position }} then property_name end) as dimension_{{ position }}_property
+        max(case when dimension_rank = {{ position }} then property_name end) as dimension_{{ position }}_property
         {%- if not loop.last %},{% endif %}
         {%- endfor %}
     from dimensions

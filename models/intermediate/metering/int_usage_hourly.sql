@@ -80,6 +80,7 @@ current_windows_of_metered_hours as (
             window_start_at,
             window_end_at
         from metered
+        where event_count > 0
     ) as metered_hours
     left join window_splits
         on
@@ -124,11 +125,11 @@ hours_to_meter as (
 
 metered_definitions as (
 
-    select distinct
+    select
         metric_code,
         definition_hash
     from metered
-    where event_count > 0
+    where customer_id is null
 
 ),
 
@@ -386,9 +387,54 @@ usage_no_longer_metered as (
 
 {% endif %}
 
+{# Says by which definition a metric has been metered over all of history, also one that has found no event yet. #}
+definition_markers as (
+
+    select
+        metric_code,
+        definition_hash,
+        aggregation
+    from {{ 'definitions_to_meter' if is_incremental() else 'definitions' }}
+
+    {% if is_incremental() %}
+    union all
+
+    select
+        metered.metric_code,
+        'removed' as definition_hash,
+        metered.aggregation
+    from metered
+    left join definitions
+        on metered.metric_code = definitions.metric_code
+    where
+        metered.customer_id is null
+        and definitions.metric_code is null
+    {% endif %}
+
+),
+
 usage_hourly_to_write as (
 
     select * from usage_hourly
+
+    union all
+
+    select
+        {{ surrogate_key(['metric_code', "'definition'"]) }} as usage_hourly_id,
+        metric_code,
+        definition_hash,
+        aggregation,
+        cast(null as varchar) as customer_id,
+        cast(null as varchar) as dimensions,
+        cast(null as varchar) as distinct_value,
+        cast(null as {{ quantity_total_type() }}) as quantity,
+        0 as event_count,
+        cast(null as timestamp) as first_event_at,
+        cast(null as timestamp) as last_event_at,
+        cast(null as timestamp) as hour_start_at,
+        cast(null as timestamp) as window_start_at,
+        cast(null as timestamp) as window_end_at
+    from definition_markers
 
     {% if is_incremental() %}
     union all

@@ -1,10 +1,11 @@
 {{ config(
     meta={
-        'rule': 'the property of a metric is required in every active schema version of its event type, and a number for sum and max',
+        'rule': 'the property of a metric is required in every active schema version of its event type, and for sum and max a number with a minimum of at least 0',
         'dagster': {'ref': {'name': 'billable_metrics'}}
     }
 ) }}
--- A returned row is a metric and schema version in which the metric's property is missing, optional or not a number.
+-- A returned row is a metric and schema version in which the metric's property is missing, optional, not a number or may be
+-- negative: a quantity that shrinks cannot be rated by the price under which it grew.
 
 select
     'seeds/catalog/billable_metrics.csv' as seed_file,
@@ -14,7 +15,8 @@ select
     metrics.aggregation,
     metrics.property_name,
     properties.data_type,
-    properties.is_required
+    properties.is_required,
+    properties.minimum
 from {{ ref('billable_metrics') }} as metrics
 inner join {{ ref('event_types') }} as event_types
     on metrics.event_type = event_types.event_type
@@ -29,4 +31,5 @@ where
     and (
         not coalesce(properties.is_required, false)
         or (metrics.aggregation in ('sum', 'max') and properties.data_type not in ('integer', 'decimal'))
+        or (metrics.aggregation in ('sum', 'max') and coalesce(properties.minimum, -1) < 0)
     )
