@@ -1,4 +1,5 @@
 # Needs Python 3.11 to 3.13, make and git; everything else is installed into .venv.
+SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ EVENTS ?=
 TOTALS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-python lint parse dev lock clean
+.PHONY: help setup demo test test-dbt test-python lint parse dev lock clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,23 +33,26 @@ setup: $(INSTALLED) ## Install everything into .venv
 demo: $(INSTALLED) ## Raw events to draft invoices in a local Stripe server; EVENTS=file TOTALS=file for your own
 	@$(BIN)/metering demo $(foreach file,$(EVENTS),--events '$(file)') $(if $(TOTALS),--totals '$(TOTALS)')
 
-test: lint parse test-python ## Everything that must hold: lint, types, parse for both targets, all tests
+test: lint parse test-dbt test-python ## Everything that must hold: lint, types, parse for both targets, all tests
 
 lint: $(INSTALLED) ## ruff, mypy and sqlfluff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@mkdir -p data
 	METERING_TARGET=ci $(BIN)/sqlfluff lint --disable-progress-bar models tests/singular
 
 parse: $(INSTALLED) ## Parse for DuckDB and Snowflake, with deprecations as errors
-	@mkdir -p data
 	$(BIN)/dbt --quiet --warn-error-options '{"error": ["Deprecations"]}' parse --target ci --no-partial-parse
 	SNOWFLAKE_ACCOUNT=none SNOWFLAKE_USER=none SNOWFLAKE_PASSWORD=none \
 		$(BIN)/dbt --quiet --warn-error-options '{"error": ["Deprecations"]}' parse --target prod --no-partial-parse \
 		--target-path target/snowflake
 
-test-python: $(INSTALLED) ## Unit and integration tests, dbt's unit and data tests among them
+test-dbt: $(INSTALLED) ## Build an empty warehouse, with dbt's unit tests and data tests
+	@rm -f target/empty.duckdb && mkdir -p target
+	METERING_DUCKDB_PATH=target/empty.duckdb $(BIN)/dbt --no-use-colors build --target ci --target-path target/empty \
+		| grep -E 'Done|FAIL|ERROR|failing|row:' && test $${PIPESTATUS[0]} -eq 0
+
+test-python: $(INSTALLED) ## pytest: unit tests and integration tests on warehouses of their own
 	$(BIN)/python -m pytest -n 2
 
 dev: $(INSTALLED) ## Open the Dagster UI on loopback
