@@ -96,9 +96,17 @@ def land_files(
         progress: called with a line of text for each file.
 
     Raises:
-        MeteringError: a file's format is not known or the file as a whole cannot be read. Files before it have landed.
+        MeteringError: the format of a file is not known or the file as a whole cannot be read. All others have landed.
     """
-    return [_land_file(connection, path, progress) for path in paths]
+    batches, failures = [], []
+    for path in paths:
+        try:
+            batches.append(_land_file(connection, path, progress))
+        except MeteringError as error:
+            failures.append(str(error))
+    if failures:
+        raise MeteringError("\n".join(failures))
+    return batches
 
 
 def land_new_files(connection: duckdb.DuckDBPyConnection, folder: Path, *, progress: Progress) -> list[LandedBatch]:
@@ -227,10 +235,15 @@ def _insert_lines(
     connection: duckdb.DuckDBPyConnection, path: Path, facts: _FileFacts, batch_id: str, received_at: datetime
 ) -> int:
     assert facts.records is not None
-    if facts.is_regular and _is_utf8(connection, path, facts):
-        _insert_line_records(connection, path, path, facts.newline, batch_id, received_at)
-        return facts.records
-    # Control characters, mixed newlines, broken UTF-8, overlong lines: make each line one the reader takes, in place.
+    if facts.is_regular:
+        try:
+            _insert_line_records(connection, path, path, facts.newline, batch_id, received_at)
+            return facts.records
+        except duckdb.Error:
+            # Not UTF-8, as a rule. The failed insert has aborted the transaction, which held nothing else.
+            connection.execute("rollback")
+            connection.execute("begin")
+    # Broken UTF-8, control characters, mixed newlines, overlong lines: make each line one the reader takes, in place.
     with tempfile.TemporaryDirectory() as folder:
         cleaned = Path(folder) / "lines.jsonl"
         with cleaned.open("w", encoding="utf-8", newline="\n") as stream:
@@ -270,17 +283,6 @@ def _line_reader(path: Path, newline: str) -> str:
             max_line_size = {_MAX_LINE_BYTES}
         )
     """
-
-
-def _is_utf8(connection: duckdb.DuckDBPyConnection, path: Path, facts: _FileFacts) -> bool:
-    try:
-        row = connection.execute(f"select count(*) from {_line_reader(path, facts.newline)}").fetchone()
-    except duckdb.Error:
-        # The failed read has aborted the transaction, which so far holds nothing.
-        connection.execute("rollback")
-        connection.execute("begin")
-        return False
-    return row is not None
 
 
 # CloudEvents 1.0: id and source make an event unique; type, subject, time and data carry the rest. The specification
@@ -529,7 +531,7 @@ def land_independent_totals(connection: duckdb.DuckDBPyConnection, path: Path, *
     """
     received_at = datetime.now(UTC).replace(tzinfo=None)
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             missing = [field for field in TOTALS_FIELDS if field not in (reader.fieldnames or [])]
             if missing:

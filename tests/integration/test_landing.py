@@ -117,6 +117,32 @@ def test_broken_csv_record_does_not_stop_the_file(connection: duckdb.DuckDBPyCon
     assert "k2,llm_request,1" in rows[1][3]
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
+def test_byte_order_mark(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path, make_event: MakeEvent, mark: bytes
+) -> None:
+    lines = json.dumps(make_event("k1")).encode() + b"\n" + json.dumps(make_event("k2")).encode() + b"\n"
+    (tmp_path / "a.jsonl").write_bytes(mark + lines)
+    (tmp_path / "b.jsonl").write_bytes(mark + b"\xff\n" + lines)
+    (tmp_path / "c.csv").write_bytes(mark + b"idempotency_key,event_type\nk3,llm_request\n")
+    (tmp_path / "d.json").write_bytes(mark + json.dumps([make_event("k4")]).encode())
+    land(connection, *(tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.csv", "d.json")))
+    assert [row[0] for row in landed(connection, "idempotency_key")] == ["k1", "k2", None, "k1", "k2", "k3", "k4"]
+
+
+def test_a_file_that_cannot_be_read_does_not_stop_the_others(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path, make_event: MakeEvent
+) -> None:
+    for name in ("a.jsonl", "c.jsonl"):
+        (tmp_path / name).write_text(json.dumps(make_event(name)) + "\n")
+    (tmp_path / "b.txt").write_text("notes")
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(MeteringError, match=r"b\.txt: unknown format"):
+        land(connection, *(tmp_path / name for name in ("a.jsonl", "b.txt", "c.jsonl", "empty.jsonl")))
+    assert [row[0] for row in landed(connection, "idempotency_key")] == ["a.jsonl", "c.jsonl"]
+    assert connection.execute("select count(*) from raw.load_batches").fetchone() == (3,)
+
+
 @pytest.mark.parametrize("properties", ["json text", "struct"])
 def test_parquet(connection: duckdb.DuckDBPyConnection, tmp_path: Path, properties: str) -> None:
     expression = "'" + json.dumps(PROPERTIES) + "'" if properties == "json text" else str(PROPERTIES)
