@@ -98,7 +98,8 @@ def sync(period: str | None) -> None:
         click.echo(outcome.describe())
     click.echo(
         f"lines: {report.created} created, {report.confirmed_by_lookup} found in Stripe, "
-        f"{report.already_confirmed} there already, {report.held} held, {report.failed} failed, "
+        f"{report.already_confirmed} there already, {report.held} held, {report.blocked} blocked, "
+        f"{report.failed} failed, "
         f"{report.changed_after_sync} changed after they were sent"
     )
     if not report.is_clean:

@@ -25,6 +25,7 @@
                 source varchar not null,
                 file_sha256 varchar not null,
                 file_bytes bigint not null,
+                file_modified_ns bigint not null,
                 deliveries bigint not null,
                 received_at timestamp not null
             )",
@@ -43,6 +44,7 @@
             "create table if not exists ops.build_log (
                 invocation_id varchar not null,
                 step varchar not null,
+                is_whole boolean not null,
                 logged_at timestamp not null,
                 as_of timestamp not null,
                 failed_nodes bigint
@@ -60,6 +62,8 @@
                 http_status integer,
                 amount_minor bigint,
                 currency varchar,
+                customer_id varchar,
+                billing_period varchar,
                 error_code varchar,
                 error_body varchar
             )",

@@ -107,7 +107,10 @@ outdated_deliveries as (
     left join customers
         on staged.customer_id = customers.customer_id
     where
-        staged.contract_hash <> coalesce(event_contracts.contract_hash, 'none')
+        staged.contract_hash <> coalesce(
+            event_contracts.contract_hash,
+            {{ hash_without_contract('staged.event_type') }}
+        )
         or staged.future_tolerance_minutes <> event_policy.future_tolerance_minutes
         or staged.is_known_customer <> (customers.customer_id is not null)
 
@@ -180,7 +183,10 @@ deliveries_with_rules as (
     select
         deliveries_typed.*,
         event_policy.future_tolerance_minutes,
-        coalesce(event_contracts.contract_hash, 'none') as contract_hash,
+        coalesce(
+            event_contracts.contract_hash,
+            {{ hash_without_contract('deliveries_typed.event_type') }}
+        ) as contract_hash,
         event_contracts.status as contract_status,
         customers.customer_id is not null as is_known_customer,
         deliveries_typed.landing_error_code is null

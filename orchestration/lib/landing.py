@@ -14,6 +14,7 @@ import json
 import re
 import tempfile
 import time
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -110,17 +111,17 @@ def land_files(
 
 
 def land_new_files(connection: duckdb.DuckDBPyConnection, folder: Path, *, progress: Progress) -> list[LandedBatch]:
-    """Land the event files of a folder that have not landed yet, by path and size.
+    """Land the event files of a folder that have not landed yet, by path, size and time of modification.
 
-    A file that has grown is landed again whole: what was there before is a copy, and copies count once.
+    A file that was changed is landed again whole: what was there before is a copy, and copies count once.
 
     Raises:
         MeteringError: as land_files.
     """
-    landed = set(connection.execute("select source, file_bytes from raw.load_batches").fetchall())
+    landed = set(connection.execute("select source, file_bytes, file_modified_ns from raw.load_batches").fetchall())
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return land_files(
-        connection, [path for path in files if (str(path), path.stat().st_size) not in landed], progress=progress
+        connection, [path for path in files if (str(path), *_version(path)) not in landed], progress=progress
     )
 
 
@@ -145,6 +146,8 @@ def land_new_independent_totals(connection: duckdb.DuckDBPyConnection, folder: P
 def _land_file(connection: duckdb.DuckDBPyConnection, path: Path, progress: Progress) -> LandedBatch:
     started = time.monotonic()
     kind = _kind_of(path)
+    # Taken before reading: what is written to the file meanwhile makes it a new version.
+    version = _version(path)
     facts = _inspect(path, is_lines=kind == "jsonl")
     received_at = datetime.now(UTC).replace(tzinfo=None)
     batch_id = f"{received_at:%Y%m%dT%H%M%S%fZ}-{facts.sha256[:12]}"
@@ -163,8 +166,8 @@ def _land_file(connection: duckdb.DuckDBPyConnection, path: Path, progress: Prog
         else:
             counted = _insert_parquet(connection, path, batch_id, received_at)
         connection.execute(
-            "insert into raw.load_batches values (?, ?, ?, ?, ?, ?)",
-            [batch_id, str(path), facts.sha256, path.stat().st_size, counted, received_at],
+            "insert into raw.load_batches values (?, ?, ?, ?, ?, ?, ?)",
+            [batch_id, str(path), facts.sha256, *version, counted, received_at],
         )
         landed = connection.execute(
             "select count(*), count(landing_error_code) from raw.usage_events where batch_id = ?", [batch_id]
@@ -185,6 +188,11 @@ def _land_file(connection: duckdb.DuckDBPyConnection, path: Path, progress: Prog
     unreadable = f", {batch.unreadable:,} unreadable" if batch.unreadable else ""
     progress(f"landed {path.name}: {batch.deliveries:,} deliveries{unreadable} in {batch.seconds:.1f} s{again}")
     return batch
+
+
+def _version(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _kind_of(path: Path) -> str:
@@ -217,7 +225,8 @@ def _inspect(path: Path, *, is_lines: bool) -> _FileFacts:
         with _open_binary(path) as stream:
             for line in stream:
                 lines += 1
-                records += bool(line.strip())
+                # As the warehouse sees it: blanks and tabs make no record, and a byte order mark no line.
+                records += bool((line.removeprefix(BOM_UTF8) if lines == 1 else line).strip(b" \t\r\n"))
                 if b"\r" in line:
                     carriage_returns += line.count(b"\r")
                     windows_newlines += line.endswith(b"\r\n")
@@ -270,8 +279,9 @@ def _cleaned_lines(path: Path) -> Iterator[str]:
 def _line_reader(path: Path, newline: str) -> str:
     return f"""
         read_csv(
-            {_quote(str(path))},
+            {_file(path)},
             columns = {{'line': 'VARCHAR'}},
+            hive_partitioning = false,
             header = false,
             auto_detect = false,
             delim = '{_NO_DELIMITER}',
@@ -282,6 +292,29 @@ def _line_reader(path: Path, newline: str) -> str:
             strict_mode = false,
             max_line_size = {_MAX_LINE_BYTES}
         )
+    """
+
+
+def _exact_numbers(text: str) -> str:
+    """SQL for JSON text in which numbers with more digits than a double holds stand in quotes: readers take doubles."""
+    return rf"""
+        case
+            when regexp_matches({text}, '[0-9.eE+-]{{17,}}')
+                then array_to_string(
+                    list_transform(
+                        regexp_extract_all({text}, '"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|[^"0-9-]+|.'),
+                        lambda token: case
+                            when
+                                length(token) >= 17
+                                and regexp_full_match(token, '-?[0-9]+([.][0-9]+)?([eE][+-]?[0-9]+)?')
+                                then '"' || token || '"'
+                            else token
+                        end
+                    ),
+                    ''
+                )
+            else {text}
+        end
     """
 
 
@@ -302,26 +335,7 @@ _RECORD_TO_EVENT = r"""
             case
                 when is_object
                     then json_extract_string(
-                        -- JSON readers hold numbers as doubles: one with more digits than that is kept as text.
-                        case
-                            when regexp_matches(line, '[0-9.]{17,}')
-                                then array_to_string(
-                                    list_transform(
-                                        regexp_extract_all(
-                                            line, '"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|[^"0-9-]+|.'
-                                        ),
-                                        lambda token: case
-                                            when
-                                                length(token) >= 17
-                                                and regexp_full_match(token, '-?[0-9]+([.][0-9]+)?([eE][+-]?[0-9]+)?')
-                                                then '"' || token || '"'
-                                            else token
-                                        end
-                                    ),
-                                    ''
-                                )
-                            else line
-                        end,
+                        {exact_line},
                         [
                             '$.specversion', '$.id', '$.source', '$.type', '$.schemaversion', '$.subject', '$.time',
                             '$.data',
@@ -332,7 +346,7 @@ _RECORD_TO_EVENT = r"""
             end as f
         from records
     )
-"""
+""".replace("{exact_line}", _exact_numbers("line"))
 
 
 def _insert_records(
@@ -348,12 +362,12 @@ def _insert_records(
             line_number,
             $source as source,
             $received_at::timestamp as received_at,
-            case when is_cloud_event then f[3] || '|' || f[2] else f[9] end as idempotency_key,
+            case when is_cloud_event then to_json([f[3], f[2]])::varchar else f[9] end as idempotency_key,
             case when is_cloud_event then f[4] else f[10] end as event_type,
             case when is_cloud_event then coalesce(f[5], '1') else f[11] end as schema_version,
             case when is_cloud_event then f[6] else f[12] end as customer_id,
             case when is_cloud_event then f[7] else f[13] end as occurred_at,
-            case when is_cloud_event then f[8] else f[14] end as properties,
+            {_exact_numbers("case when is_cloud_event then f[8] else f[14] end")} as properties,
             f[15] as corrects,
             f[16] as correction,
             case when not is_object then 'unparseable_json' end as landing_error_code,
@@ -385,7 +399,7 @@ def _insert_array(connection: duckdb.DuckDBPyConnection, path: Path, batch_id: s
     with _open_binary(path) as stream:
         try:
             content = json.load(stream, parse_float=str)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise MeteringError(
                 f"{path}: is not valid JSON, nothing of it was landed: {error}. "
                 "One event a line belongs into a .jsonl file."
@@ -403,7 +417,8 @@ def _insert_csv(connection: duckdb.DuckDBPyConnection, path: Path, batch_id: str
     for table in ("reject_scans", "reject_errors"):
         connection.execute(f"drop table if exists {table}")
     reader = (
-        f"read_csv({_quote(str(path))}, header = true, all_varchar = true, delim = ',', quote = '\"', escape = '\"', "
+        f"read_csv({_file(path)}, hive_partitioning = false, header = true, all_varchar = true, "
+        f"delim = ',', quote = '\"', escape = '\"', "
         f"null_padding = false, ignore_errors = true, store_rejects = true, max_line_size = {_MAX_LINE_BYTES})"
     )
     columns = [row[0] for row in connection.execute(f"describe select * from {reader}").fetchall()]
@@ -421,6 +436,15 @@ def _insert_csv(connection: duckdb.DuckDBPyConnection, path: Path, batch_id: str
         from reject_errors group by line
         """
     )
+    swallowed = connection.execute(
+        "select line from csv_rejects "
+        "where contains(csv_line, chr(10)) or error_message ilike '%unterminated quote%' limit 1"
+    ).fetchone()
+    if swallowed is not None:
+        raise MeteringError(
+            f"{path}, line {swallowed[0]}: a quote is opened and not closed, so the records after it are lost in it. "
+            "Nothing of the file was landed; close the quote, or double it if it belongs to the value."
+        )
     connection.execute(
         f"""
         insert into raw.usage_events by name
@@ -463,7 +487,9 @@ def _insert_csv(connection: duckdb.DuckDBPyConnection, path: Path, batch_id: str
 def _insert_parquet(connection: duckdb.DuckDBPyConnection, path: Path, batch_id: str, received_at: datetime) -> int:
     types = {
         row[0]: row[1]
-        for row in connection.execute(f"describe select * from read_parquet({_quote(str(path))})").fetchall()
+        for row in connection.execute(
+            f"describe select * from read_parquet({_file(path)}, hive_partitioning = false)"
+        ).fetchall()
     }
     connection.execute(
         f"""
@@ -474,11 +500,11 @@ def _insert_parquet(connection: duckdb.DuckDBPyConnection, path: Path, batch_id:
             $source as source,
             $received_at::timestamp as received_at,
             {_event_columns(path, list(types), types)}
-        from read_parquet({_quote(str(path))}, file_row_number = true)
+        from read_parquet({_file(path)}, file_row_number = true, hive_partitioning = false)
         """,
         {"batch_id": batch_id, "source": str(path), "received_at": received_at},
     )
-    counted = connection.execute(f"select sum(num_rows) from parquet_file_metadata({_quote(str(path))})").fetchone()
+    counted = connection.execute(f"select sum(num_rows) from parquet_file_metadata({_file(path)})").fetchone()
     assert counted is not None
     return int(counted[0])
 
@@ -498,7 +524,8 @@ def _event_columns(path: Path, columns: list[str], types: dict[str, str]) -> str
     if "properties" in columns:
         is_text = types["properties"] in ("VARCHAR", "JSON")
         value = _identifier("properties")
-        expressions.append(f"{value if is_text else f'to_json({value})'}::varchar as properties")
+        text = f"({value if is_text else f'to_json({value})'})::varchar"
+        expressions.append(f"{_exact_numbers(text)} as properties")
     else:
         others = [column for column in columns if column not in EVENT_FIELDS]
         pairs = ", ".join(
@@ -507,6 +534,11 @@ def _event_columns(path: Path, columns: list[str], types: dict[str, str]) -> str
         )
         expressions.append(f"json_object({pairs})::varchar as properties")
     return ",\n".join(expressions)
+
+
+def _file(path: Path) -> str:
+    """A file as the argument of a reader, which would take brackets, asterisks and question marks for a pattern."""
+    return _quote(re.sub(r"[\[*?]", lambda found: f"[{found.group()}]", str(path)))
 
 
 def _quote(text: str) -> str:
@@ -582,8 +614,8 @@ def _totals_row(path: Path, number: int, row: dict[str, str]) -> list[object]:
         quantity = Decimal(row["quantity"])
     except (InvalidOperation, TypeError):
         raise fail("quantity", "is not a number") from None
-    if not quantity.is_finite() or quantity != quantity.quantize(Decimal("1e-9")):
-        raise fail("quantity", "is not a finite number of at most 9 decimals")
+    if not quantity.is_finite() or abs(quantity) >= 10**19 or quantity != round(quantity, 9):
+        raise fail("quantity", "is not a finite number of at most 19 digits before the point and 9 after it")
     dimensions = row["dimensions"] or ""
     if dimensions:
         try:

@@ -85,6 +85,7 @@ class LogState:
 
     `confirmed_id` is the id in Stripe, or None when nothing was confirmed; the amount (minor units) and
     currency are those confirmed, for lines only. `failures` counts failed rows; `first_intent_at` is in UTC.
+    What follows is for lines only: what the line was last tried with, and whether Stripe refused each try.
     """
 
     confirmed_id: str | None
@@ -92,6 +93,10 @@ class LogState:
     confirmed_currency: str | None
     failures: int
     first_intent_at: datetime | None
+    tried_currency: str | None = None
+    customer_id: str | None = None
+    billing_period: str | None = None
+    is_refused: bool = False
 
     @property
     def is_unresolved(self) -> bool:
@@ -107,7 +112,8 @@ Log = Mapping[tuple[str, str], LogState]
 class ChangedLine:
     """A line in Stripe that differs from the outbox.
 
-    Amounts in minor units; the current ones are None when the outbox no longer has the line, or holds it.
+    Amounts in minor units; the current ones are None when the outbox no longer has the line, or holds it, and the
+    synced ones when nobody knows whether Stripe has it.
     """
 
     line_id: str
@@ -117,6 +123,12 @@ class ChangedLine:
     current_currency: str | None
 
     def __str__(self) -> str:
+        if self.synced_currency is None:
+            return (
+                f"line {self.line_id}: was tried without a known outcome, and has left the outbox, is held or has "
+                "another customer or currency now. Look for its metering_line_id in Stripe, and delete the item if it "
+                "is there."
+            )
         current = "gone from the outbox or held"
         if self.current_amount_minor is not None:
             current = f"now {self.current_amount_minor} {self.current_currency}"
@@ -140,6 +152,7 @@ class SyncPlan:
     """What a run will do, decided before anything is sent."""
 
     groups: tuple[InvoiceGroup, ...]
+    blocked: tuple[InvoiceGroup, ...]
     already_confirmed: int
     held: int
     changes: tuple[ChangedLine, ...]
@@ -156,6 +169,7 @@ class SyncReport:
         already_confirmed: lines that the log had as confirmed and that still match.
         held: lines with a hold reason, never sent to this account.
         failed: lines refused by Stripe, or whose customer or invoice was.
+        blocked: lines not sent because others of their customer and billing period have changed after they were sent.
         changed_after_sync: lines that differ from what was confirmed in amount or currency, or are gone or
             held.
         unknown: objects without an outcome when the run stopped, 0 or 1.
@@ -169,6 +183,7 @@ class SyncReport:
     already_confirmed: int = 0
     held: int = 0
     failed: int = 0
+    blocked: int = 0
     changed_after_sync: int = 0
     unknown: int = 0
     problems: list[str] = field(default_factory=list)
@@ -229,8 +244,14 @@ def sync_invoice_items(
         target.log_account,
         already_confirmed=plan.already_confirmed,
         held=plan.held,
+        blocked=sum(len(group.lines) for group in plan.blocked),
         changed_after_sync=len(plan.changes),
-        problems=[str(change) for change in plan.changes],
+        problems=[str(change) for change in plan.changes]
+        + [
+            f"invoice {group.invoice_id}: {len(group.lines)} new lines were not sent, because others of its customer "
+            "and billing period have changed after they were sent, and these may be the same usage."
+            for group in plan.blocked
+        ],
         changes=plan.changes,
     )
     _Run(connection, target, log, report, progress, sleep).send(plan.groups)
@@ -274,7 +295,14 @@ def read_log(connection: duckdb.DuckDBPyConnection, stripe_account: str) -> Log:
             arg_max(amount_minor, logged_at) filter (where step = 'confirmed'),
             arg_max(currency, logged_at) filter (where step = 'confirmed'),
             count(*) filter (where step = 'failed'),
-            min(logged_at) filter (where step = 'intent')
+            min(logged_at) filter (where step = 'intent'),
+            arg_max(currency, logged_at),
+            arg_max(customer_id, logged_at),
+            arg_max(billing_period, logged_at),
+            -- An idempotency error says that an earlier try with other parameters did arrive.
+            count(*) filter (where step = 'intent') = count(*) filter (
+                where step = 'failed' and http_status < 500 and error_code is distinct from 'idempotency_error'
+            )
         from ops.stripe_sync_log
         where stripe_account = ?
         group by entity, entity_key
@@ -287,6 +315,10 @@ def read_log(connection: duckdb.DuckDBPyConnection, stripe_account: str) -> Log:
 def plan_sync(lines: Iterable[OutboxLine], log: Log, billing_period: str | None) -> SyncPlan:
     """Decide what to send, what is done, and what changed after it was sent.
 
+    A line that changed in time zone, price version or subscription comes back under another id. Nothing new is sent for
+    a customer and billing period of which a line that Stripe has, or may have, is no longer what the outbox says: it
+    could be the same usage again.
+
     Args:
         lines: the whole outbox.
         log: the state of the account's objects.
@@ -297,35 +329,58 @@ def plan_sync(lines: Iterable[OutboxLine], log: Log, billing_period: str | None)
     """
     every_line = list(lines)
     check_outbox(every_line)
-    in_scope = [line for line in every_line if billing_period in (None, line.billing_period)]
-    changes, pending = [], []
+    lines_by_id = {line.line_id: line for line in every_line}
+    changes = []
+    unsettled = set()
+    changed_ids = set()
+    for (entity, line_id), state in log.items():
+        if entity != "invoice_item":
+            continue
+        change = find_change(line_id, state, lines_by_id.get(line_id))
+        if change is not None:
+            unsettled.add((state.customer_id, state.billing_period))
+            changed_ids.add(line_id)
+            if billing_period in (None, state.billing_period):
+                changes.append(change)
+    pending = []
     already_confirmed = held = 0
-    for line in in_scope:
+    for line in every_line:
+        if billing_period not in (None, line.billing_period):
+            continue
         state = log.get(("invoice_item", line.line_id), NOTHING_LOGGED)
         if state.confirmed_id is not None:
-            change = find_change(line.line_id, state, line)
-            if change is None:
-                already_confirmed += 1
-            else:
-                changes.append(change)
+            already_confirmed += find_change(line.line_id, state, line) is None
         elif line.hold_reason is not None:
             held += 1
         else:
             pending.append(line)
-    line_ids = {line.line_id for line in every_line}
-    for (entity, line_id), state in log.items():
-        if entity == "invoice_item" and state.confirmed_id is not None and line_id not in line_ids:
-            changes.append(ChangedLine(line_id, state.confirmed_amount_minor, state.confirmed_currency, None, None))
-    return SyncPlan(group_by_invoice(pending), already_confirmed, held, tuple(sorted(changes, key=lambda c: c.line_id)))
+    blocked = [
+        line for line in pending if line.line_id in changed_ids or (line.customer_id, line.billing_period) in unsettled
+    ]
+    blocked_ids = {line.line_id for line in blocked}
+    return SyncPlan(
+        group_by_invoice(line for line in pending if line.line_id not in blocked_ids),
+        group_by_invoice(blocked),
+        already_confirmed,
+        held,
+        tuple(sorted(changes, key=lambda change: change.line_id)),
+    )
 
 
-def find_change(line_id: str, state: LogState, line: OutboxLine) -> ChangedLine | None:
-    """How a confirmed line differs from its row in the outbox, or None when amount and currency agree."""
-    synced = (state.confirmed_amount_minor, state.confirmed_currency)
-    if line.hold_reason is not None:
-        return ChangedLine(line_id, *synced, None, None)
-    if synced != (line.amount_minor, line.currency):
-        return ChangedLine(line_id, *synced, line.amount_minor, line.currency)
+def find_change(line_id: str, state: LogState, line: OutboxLine | None) -> ChangedLine | None:
+    """How a line that Stripe has, or may have, differs from its row in the outbox; None when it does not."""
+    current = None if line is None or line.hold_reason is not None else line
+    if state.confirmed_id is not None:
+        synced = (state.confirmed_amount_minor, state.confirmed_currency)
+        if current is None:
+            return ChangedLine(line_id, *synced, None, None)
+        if synced != (current.amount_minor, current.currency):
+            return ChangedLine(line_id, *synced, current.amount_minor, current.currency)
+        return None
+    if state.first_intent_at is None or state.is_refused:
+        return None
+    if current is None or (state.customer_id, state.tried_currency) != (current.customer_id, current.currency):
+        return ChangedLine(line_id, None, None, None, None)
     return None
 
 
@@ -526,6 +581,8 @@ class _Run:
                     stripe_object_id=item.id,
                     amount_minor=item.amount,
                     currency=item.currency.upper(),
+                    customer_id=line.customer_id,
+                    billing_period=line.billing_period,
                 )
                 self._report.confirmed_by_lookup += 1
                 self._report_difference(line, item)
@@ -663,7 +720,14 @@ class _Run:
             _StoppedError: the outcome is unknown, or the key was refused.
         """
         key = idempotency_key(self._target.log_account, entity, entity_key, state.failures)
-        amount = {} if line is None else {"amount_minor": line.amount_minor, "currency": line.currency}
+        amount: dict[str, Any] = {}
+        if line is not None:
+            amount = {
+                "amount_minor": line.amount_minor,
+                "currency": line.currency,
+                "customer_id": line.customer_id,
+                "billing_period": line.billing_period,
+            }
         self._append(entity, entity_key, "intent", idempotency_key=key, **amount)
         try:
             created = with_backoff(lambda: call(key), self._sleep)

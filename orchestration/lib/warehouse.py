@@ -75,12 +75,13 @@ def require_successful_build(connection: duckdb.DuckDBPyConnection) -> None:
     A build that failed a test, or died, has left marts that nobody vouches for.
 
     Raises:
-        MeteringError: the last build failed, did not end, or there was none.
+        MeteringError: the last build failed, did not end, was not of everything, or there was none.
     """
     row = connection.execute(
         """
         select
             started.logged_at,
+            started.is_whole,
             finished.failed_nodes
         from ops.build_log as started
         left join ops.build_log as finished
@@ -92,7 +93,12 @@ def require_successful_build(connection: duckdb.DuckDBPyConnection) -> None:
     ).fetchone()
     if row is None:
         raise MeteringError("Nothing has been built yet: run metering build first.")
-    started_at, failed_nodes = row
+    started_at, is_whole, failed_nodes = row
+    if not is_whole:
+        raise MeteringError(
+            f"The last run of dbt, at {started_at} UTC, built or tested only a part, so nobody vouches for the whole: "
+            "run metering build."
+        )
     if failed_nodes is None:
         raise MeteringError(f"The last build, of {started_at} UTC, did not end: run metering build again.")
     if failed_nodes > 0:

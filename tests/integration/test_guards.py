@@ -12,7 +12,7 @@ from orchestration import cli
 from orchestration.lib.demo_events import DemoData, write_demo_data
 from orchestration.lib.guards import GuardBreach, run_guards
 from orchestration.lib.landing import land_independent_totals
-from orchestration.lib.project import MeteringError
+from orchestration.lib.project import MeteringError, run_dbt
 from orchestration.lib.stripe_target import open_stripe_target
 from orchestration.lib.sync import guarded_sync
 from orchestration.lib.warehouse import connect
@@ -162,6 +162,10 @@ def test_a_failed_or_unfinished_build_blocks(warehouse: Warehouse, demo: DemoDat
     with pytest.raises(MeteringError, match="Nothing has been built yet"):
         guarded_sync(warehouse.settings, billing_period=None, progress=lambda _: None)
     warehouse.build()
+    run_dbt(warehouse.settings, "run", "--select", "int_numbers", quiet=True)
+    with pytest.raises(MeteringError, match="built or tested only a part"):
+        guarded_sync(warehouse.settings, billing_period=None, progress=lambda _: None)
+    warehouse.query("delete from ops.build_log where not is_whole returning 1")
     warehouse.query("update ops.build_log set failed_nodes = 2 where step = 'finished' returning 1")
     with pytest.raises(MeteringError, match="failed in 2 nodes"):
         guarded_sync(warehouse.settings, billing_period=None, progress=lambda _: None)

@@ -348,6 +348,45 @@ def test_as_of_sees_only_what_had_been_received(warehouse: Warehouse, make_event
     assert tokens(warehouse) == 1110
     warehouse.build(as_of="2026-09-11 01:00:00", full_refresh=True)
     assert tokens(warehouse) == 10
+    with pytest.raises(BuildError, match="lies after the start of the build"):
+        warehouse.build(as_of="2999-01-01 00:00:00")
+
+
+def test_a_metric_or_event_type_that_comes_and_goes(
+    warehouse_of_copy: Warehouse, project_copy: Path, make_event: MakeEvent
+) -> None:
+    """Removed, used in the meantime and put back, without a full refresh; a type that enters the catalog by another version."""
+    seeds = {
+        name: (project_copy / "seeds/catalog" / name).read_text()
+        for name in ("event_types.csv", "billable_metrics.csv")
+    }
+
+    def write(types: str, metrics: str) -> None:
+        (project_copy / "seeds/catalog/event_types.csv").write_text(seeds["event_types.csv"] + types)
+        (project_copy / "seeds/catalog/billable_metrics.csv").write_text(seeds["billable_metrics.csv"] + metrics)
+
+    metric = "telegrams,Telegrams,telegram,count,,telegram,2026-01-01,Telegrams sent\n"
+    warehouse_of_copy.land_events(
+        [
+            make_event("v7", event_type="telegram", schema_version=7),
+            make_event("v1", event_type="telegram", properties={}),
+        ]
+    )
+    for number, (types, metrics) in enumerate(
+        [("", ""), ("telegram,1,active,Telegram\n", ""), ("telegram,1,active,Telegram\n", metric)] * 2
+    ):
+        write(types, metrics)
+        warehouse_of_copy.land_events([make_event(f"n{number}", event_type="telegram", properties={})])
+        warehouse_of_copy.build()
+    incremental = warehouse_of_copy.marts()
+    assert warehouse_of_copy.query(
+        "select sum(event_count) from marts.fct_usage_hourly where metric_code = 'telegrams'"
+    ) == [(7,)]
+    assert warehouse_of_copy.query("select reason_codes from marts.fct_rejected_events") == [
+        ("unknown_schema_version",)
+    ]
+    warehouse_of_copy.build(full_refresh=True)
+    assert warehouse_of_copy.marts() == incremental
 
 
 def test_lost_rows_fail_the_build(

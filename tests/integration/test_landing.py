@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ def test_cloud_events(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> 
     (tmp_path / "a.jsonl").write_text(json.dumps(event) + "\n" + json.dumps(event | {"schemaversion": "2"}) + "\n")
     land(connection, tmp_path / "a.jsonl")
     first, second = landed(connection)
-    assert first[:5] == ("urn:sample:gateway|42", *EXPECTED[1:])
+    assert first[:5] == ('["urn:sample:gateway","42"]', *EXPECTED[1:])
     assert json.loads(first[5]) == PROPERTIES
     assert second[2] == "2"
 
@@ -256,6 +257,55 @@ def test_numbers_keep_their_digits(connection: duckdb.DuckDBPyConnection, tmp_pa
     }
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+def test_numbers_keep_their_digits_inside_text_and_tables(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path, name: str
+) -> None:
+    properties = '{"a": 1234567890.123456789, "b": 9999999999999999e-9}'
+    path = tmp_path / name
+    if name == "a.jsonl":
+        path.write_text(json.dumps({"idempotency_key": "k", "properties": properties}) + "\n")
+    elif name == "a.csv":
+        path.write_text('idempotency_key,properties\nk,"' + properties.replace('"', '""') + '"\n')
+    else:
+        duckdb.sql(f"copy (select 'k' as idempotency_key, '{properties}' as properties) to '{path}' (format parquet)")
+    land(connection, path)
+    ((landed_properties,),) = landed(connection, "properties")
+    assert json.loads(landed_properties) == {"a": "1234567890.123456789", "b": "9999999999999999e-9"}
+
+
+def test_an_open_quote_lands_nothing(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+    """Everything after it would be lost in the quote."""
+    rows = [f"k{number},llm_request\n" for number in range(30_000)]
+    rows[25_000] = '"q,llm_request\n'
+    (tmp_path / "a.csv").write_text("idempotency_key,event_type\n" + "".join(rows))
+    with pytest.raises(MeteringError, match=r"a\.csv"):
+        land(connection, tmp_path / "a.csv")
+    assert landed(connection) == []
+
+
+def test_file_names_are_no_patterns(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+    folder = tmp_path / "customer_id=cus_009"
+    folder.mkdir()
+    for path, key in (
+        (tmp_path / "a[1].csv", "right"),
+        (tmp_path / "a1.csv", "wrong"),
+        (folder / "a.csv", "partition"),
+    ):
+        path.write_text(f"idempotency_key,customer_id\n{key},cus_000\n")
+    land(connection, tmp_path / "a[1].csv", folder / "a.csv")
+    assert landed(connection, "idempotency_key, customer_id") == [("right", "cus_000"), ("partition", "cus_000")]
+
+
+def test_cloud_events_of_different_sources_are_different(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"specversion": "1.0", "source": "a|b", "id": "c"}\n{"specversion": "1.0", "source": "a", "id": "b|c"}\n'
+    )
+    land(connection, tmp_path / "a.jsonl")
+    first, second = landed(connection, "idempotency_key")
+    assert first != second
+
+
 def test_loading_a_file_again_says_so(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path, make_event: MakeEvent
 ) -> None:
@@ -282,6 +332,9 @@ def test_new_files_land_once_and_grown_ones_again(
     assert land_new() == 0
     with (folder / "a.jsonl").open("a") as stream:
         stream.write(json.dumps(make_event("k2")) + "\n")
+    assert land_new() == 2
+    (folder / "a.jsonl").write_text((folder / "a.jsonl").read_text().replace("k1", "k3"))
+    os.utime(folder / "a.jsonl", ns=(1, 1))
     assert land_new() == 2
 
 
@@ -336,6 +389,7 @@ def test_independent_totals(connection: duckdb.DuckDBPyConnection, tmp_path: Pat
     [
         ("12.5", "many", "line 3: quantity = 'many' is not a number"),
         ("12.5", "NaN", "line 3: quantity = 'NaN' is not a finite number"),
+        ("12.5", "1e40", "line 3: quantity = '1e40' is not a finite number"),
         ("2026-09-01T00:00:00Z", "2026-09-01T00:30:00Z", "line 3: period_start_at = .* is not on the full hour"),
         ("2026-10-01T00:00:00Z", "2026-08-01T00:00:00Z", "line 3: period_end_at = .* does not lie after"),
         ("2026-10-01T00:00:00Z", "soon", "line 3: period_end_at = 'soon' is not an ISO 8601"),

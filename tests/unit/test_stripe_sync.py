@@ -81,8 +81,8 @@ class Warehouse:
             create table ops.stripe_sync_log (
                 attempt_id varchar, logged_at timestamp, stripe_account varchar, entity varchar,
                 entity_key varchar, step varchar, idempotency_key varchar, stripe_object_id varchar,
-                request_id varchar, http_status integer, amount_minor bigint, currency varchar,
-                error_code varchar, error_body varchar
+                request_id varchar, http_status integer, amount_minor bigint, currency varchar, customer_id varchar,
+                billing_period varchar, error_code varchar, error_body varchar
             );
             """
         )
@@ -489,18 +489,65 @@ def test_a_crash_before_the_call_sends_once(
 def test_a_lookup_finds_a_line_beyond_the_first_page(
     warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, state: Path
 ) -> None:
-    for number in range(120):
-        warehouse.add(f"l{number:03}", amount_minor=1)
-    # The first line is the oldest item, so it is on the last page.
+    warehouse.add("l000", amount_minor=1)
     with pytest.raises(Crash):
         sync(warehouse, target_of(server, crash_after(posts("/v1/invoiceitems", "=l000"))))
-    warehouse.set("l000", "hold_reason = 'wait'")
-    sync(warehouse, target)
-    warehouse.set("l000", "hold_reason = null")
+    # The line is the oldest item, so it is on the last page.
+    (invoice,) = target.client.v1.invoices.list().data
+    for _ in range(119):
+        target.client.v1.invoice_items.create(
+            {"customer": str(invoice.customer), "invoice": invoice.id, "amount": 1, "currency": "usd"}
+        )
     forget_idempotency(state)
     report = sync(warehouse, target)
     assert (report.confirmed_by_lookup, report.created) == (1, 0)
     assert count_objects(target)[2] == 120
+
+
+def test_usage_that_comes_back_under_another_id_is_not_sent_again(warehouse: Warehouse, target: StripeTarget) -> None:
+    """A time zone, price version or subscription that changed gives its lines new ids."""
+    warehouse.add("l1", amount_minor=100)
+    warehouse.add("other", customer_id="customer_2", invoice_id="inv_2", amount_minor=7)
+    assert sync(warehouse, target).created == 2
+    warehouse.set("l1", "line_id = 'l2'")
+    warehouse.add("other_2", customer_id="customer_2", invoice_id="inv_2", amount_minor=8)
+    for created in (1, 0):
+        report = sync(warehouse, target)
+        assert (report.created, report.blocked, report.changed_after_sync) == (created, 1, 1)
+        assert not report.is_clean
+        assert any("inv_1" in problem and "may be the same usage" in problem for problem in report.problems)
+    assert sorted(items_by_line(target)) == ["l1", "other", "other_2"]
+    # Another billing period of the customer is not held up.
+    warehouse.add("l3", invoice_id="inv_3", billing_period="2026-11", amount_minor=9)
+    assert sync(warehouse, target, billing_period="2026-11").created == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "line_id = 'l2'",
+        "currency = 'EUR', invoice_id = 'inv_eur'",
+        "customer_id = 'customer_2'",
+        "hold_reason = 'wait'",
+    ],
+)
+def test_a_line_of_unknown_outcome_that_changed_is_reported_and_sent_nowhere(
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, change: str
+) -> None:
+    warehouse.add("l1", amount_minor=100)
+    with pytest.raises(Crash):
+        sync(warehouse, target_of(server, crash_after(posts("/v1/invoiceitems"))))
+    warehouse.set("l1", change)
+    for _ in range(3):
+        report = sync(warehouse, target)
+        assert not report.is_clean
+        assert any("without a known outcome" in problem for problem in report.problems)
+    assert count_objects(target)[2] == 1
+    # Put back as it was, it is found.
+    warehouse.set("l2" if "line_id" in change else "l1", "line_id = 'l1', currency = 'USD', invoice_id = 'inv_1', "
+                  "customer_id = 'customer_1', hold_reason = null")  # fmt: skip
+    assert sync(warehouse, target).confirmed_by_lookup == 1
+    assert count_objects(target)[2] == 1
 
 
 def test_a_line_changed_between_crash_and_lookup_is_reported_with_both_amounts(

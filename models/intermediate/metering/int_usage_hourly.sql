@@ -141,13 +141,15 @@ definitions_to_meter as (
     from definitions
     where
         event_type in (
-            select definitions.event_type
-            from definitions
-            left join metered_definitions
-                on
-                    definitions.metric_code = metered_definitions.metric_code
-                    and definitions.definition_hash = metered_definitions.definition_hash
-            where metered_definitions.metric_code is null
+            select stale_definitions.event_type
+            from definitions as stale_definitions
+            where not exists (
+                select 1
+                from metered_definitions
+                where
+                    metered_definitions.metric_code = stale_definitions.metric_code
+                    and metered_definitions.definition_hash = stale_definitions.definition_hash
+            )
         )
 
 ),
