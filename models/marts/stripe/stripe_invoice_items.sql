@@ -18,6 +18,12 @@ metrics as (
 
 ),
 
+currencies as (
+
+    select * from {{ ref('currencies') }}
+
+),
+
 event_policy as (
 
     select * from {{ ref('stg_event_policy') }}
@@ -47,6 +53,8 @@ invoice_items as (
                 > {{ as_of() }}
                 then 'period_open'
             when not metrics.is_confirmed_by_finance then 'metric_not_confirmed'
+            when currencies.stripe_minor_units is null or currencies.stripe_minor_units <> currencies.minor_units
+                then 'currency_unit_differs'
             when invoice_lines.amount_minor = 0 then 'zero_amount'
         end as hold_reason,
         invoice_lines.service_period_start_at,
@@ -57,6 +65,8 @@ invoice_items as (
         on invoice_lines.customer_id = customers.customer_id
     inner join metrics
         on invoice_lines.metric_code = metrics.metric_code
+    inner join currencies
+        on invoice_lines.currency_code = currencies.currency_code
 
 )
 
