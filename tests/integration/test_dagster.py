@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,4 +118,3 @@ def test_monthly_billing_sends_its_month_once_and_a_breach_sends_nothing(defs: d
 def test_telemetry_is_off() -> None:
     home = Path(__file__).parents[2] / "orchestration" / "home" / "dagster.yaml"
     assert "telemetry:\n  enabled: false" in home.read_text()
-    assert os.environ.get("DO_NOT_TRACK", "1") == "1"
