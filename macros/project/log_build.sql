@@ -5,8 +5,14 @@
         {% for result in results if result.status in ('error', 'fail', 'runtime error', 'skipped') %}
             {% do failed.append(result.node.unique_id) %}
         {% endfor %}
-        {% set selection = (invocation_args_dict.get('select') or []) | list + (invocation_args_dict.get('exclude') or []) | list %}
-        {% set is_whole = flags.WHICH == 'build' and (selection | reject('equalto', 'fqn:*') | list | length == 0) %}
+        {% set left_out = [] %}
+        {% for option in ['select', 'exclude', 'selector', 'resource_types', 'exclude_resource_types'] %}
+            {% set value = invocation_args_dict.get(option) or [] %}
+            {% do left_out.extend([value] if value is string else value | list) %}
+        {% endfor %}
+        {# Dagster selects everything as fqn:*; unit tests prove the models, not the data. #}
+        {% set is_whole = flags.WHICH == 'build'
+            and left_out | map('string') | reject('in', ['fqn:*', 'unit_test']) | list | length == 0 %}
         {% do run_query(
             "insert into ops.build_log values ('" ~ invocation_id ~ "', '" ~ step ~ "', " ~ is_whole | lower ~ ", "
             ~ "cast('" ~ modules.datetime.datetime.utcnow().strftime('%Y-%m-%d %H:%M:%S.%f') ~ "' as timestamp), "
