@@ -1,4 +1,4 @@
-"""The command line: metering load, build, check, sync, invoices, demo.
+"""The command line: metering load, build, check, sync, invoices, explain, demo.
 
 Exit codes: 0 all well; 1 something failed or a guard is red, with the reason on standard error; 2 wrong usage.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from orchestration.lib.demo import run_demo
+from orchestration.lib.explain import explain_line
 from orchestration.lib.guards import run_guards
 from orchestration.lib.invoices import describe_invoice, list_invoices
 from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals
@@ -110,13 +111,30 @@ def sync(period: str | None) -> None:
 @click.option("--customer", metavar="ID", help="Only this customer.")
 @click.option("--period", metavar="YYYY-MM", help="Only this billing period.")
 def invoices(customer: str | None, period: str | None) -> None:
-    """Print draft invoices with their lines."""
+    """Print draft invoices with their lines; metering explain takes the id in front of a line."""
     with connect(read_settings()) as connection:
         found = list_invoices(connection, customer_id=customer, billing_period=period)
     for invoice in found:
         click.echo(describe_invoice(invoice))
     if not found:
         click.echo("No invoices. fct_unbilled_usage says what was metered and not priced.")
+
+
+@cli.command()
+@click.argument("line_id")
+@click.option("--events", is_flag=True, help="List the events behind the line, too.")
+def explain(line_id: str, events: bool) -> None:
+    """Explain the invoice line LINE_ID: price, tiers, entitlement, events, and the SQL that lists them.
+
+    The beginning of the id, as metering invoices prints it, is enough.
+    """
+    with connect(read_settings()) as connection:
+        explanation = explain_line(connection, line_id)
+        click.echo(explanation.text)
+        if events and explanation.events_sql is not None:
+            click.echo("\nevents:")
+            for key, occurred_at, properties in connection.execute(explanation.events_sql).fetchall():
+                click.echo(f"{occurred_at.isoformat(sep=' ')}  {key}  {properties}")
 
 
 @cli.command()

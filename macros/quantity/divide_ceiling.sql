@@ -5,8 +5,8 @@
 {# Division of decimals is a double on DuckDB; on whole nano-units it is exact. #}
 {% macro duckdb__divide_ceiling(quantity, divisor) -%}
     cast(
-        (cast({{ quantity }} * 1000000000 as hugeint) + cast({{ divisor }} * 1000000000 as hugeint) - 1)
-        // cast({{ divisor }} * 1000000000 as hugeint)
+        ({{ whole_digits(quantity, quantity_total_type()) }} + {{ whole_digits(divisor, quantity_total_type()) }} - 1)
+        // {{ whole_digits(divisor, quantity_total_type()) }}
         as {{ quantity_total_type() }}
     )
 {%- endmacro %}

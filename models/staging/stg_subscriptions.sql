@@ -6,7 +6,7 @@ subscriptions as (
 
 ),
 
-subscriptions_in_utc as (
+subscription_phases as (
 
     select
         ---------- ids
@@ -18,11 +18,13 @@ subscriptions_in_utc as (
         time_zone,
 
         ---------- timestamps
+        anchor_date,
         started_at as started_local_at,
+        ended_at as ended_local_at,
         {{ local_to_utc('started_at', 'time_zone') }} as started_at,
         {{ local_to_utc('ended_at', 'time_zone') }} as ended_at
     from subscriptions
 
 )
 
-select * from subscriptions_in_utc
+select * from subscription_phases

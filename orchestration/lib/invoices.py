@@ -17,6 +17,8 @@ from orchestration.lib.warehouse import require_marts
 class InvoiceLine:
     """A line of an invoice; the amount is in major units of the invoice's currency, quantities in the metric's unit."""
 
+    line_id: str
+    line_type: str
     description: str
     metered_quantity: Decimal
     included_quantity_used: Decimal
@@ -69,7 +71,9 @@ def list_invoices(
             lines.billable_quantity,
             lines.amount,
             lines.amount_minor,
-            items.hold_reason
+            items.hold_reason,
+            lines.line_id,
+            lines.line_type
         from marts.fct_invoices as invoices
         inner join seeds.currencies as currencies
             on invoices.currency_code = currencies.currency_code
@@ -82,7 +86,8 @@ def list_invoices(
             and coalesce(invoices.billing_period = $billing_period, true)
         order by
             invoices.billing_period, invoices.customer_id, invoices.currency_code,
-            lines.description, lines.price_version, lines.service_period_start_at
+            case lines.line_type when 'credit' then 3 when 'commitment' then 2 else 1 end,
+            lines.description, lines.service_period_start_at, lines.price_start_at, lines.line_id
         """,
         {"customer_id": customer_id, "billing_period": billing_period},
     ).fetchall()
@@ -106,6 +111,8 @@ def _invoice(rows: Sequence[tuple[object, ...]]) -> Invoice:
         sendable_minor=sum(int(str(row[12])) for row in rows if row[13] in (None, "zero_amount")),
         lines=tuple(
             InvoiceLine(
+                line_id=str(row[14]),
+                line_type=str(row[15]),
                 description=str(row[7]),
                 metered_quantity=Decimal(str(row[8])),
                 included_quantity_used=Decimal(str(row[9])),
@@ -134,13 +141,15 @@ def describe_invoice(invoice: Invoice) -> str:
     lines = [f"{invoice.invoice_id}  {invoice.customer_name}  draft"]
     for line in invoice.lines:
         included = f", {format_quantity(line.included_quantity_used)} included" if line.included_quantity_used else ""
+        metered = format_quantity(line.metered_quantity) if line.line_type == "usage" else ""
         held = f"  held: {line.hold_reason}" if line.hold_reason else ""
         lines.append(
-            f"  {line.description:<48} {format_quantity(line.metered_quantity):>16}{included:<20} "
+            f"  {line.line_id[:10]}  {line.description:<64} {metered:>16}{included:<20} "
             f"{line.amount:>14,.{invoice.minor_units}f}{held}"
         )
     lines.append(
-        f"  {'total ' + invoice.currency:<48} {'':>36} {format_minor(invoice.total_minor, invoice.minor_units):>14}"
+        f"  {'':<10}  {'total ' + invoice.currency:<64} {'':>36} "
+        f"{format_minor(invoice.total_minor, invoice.minor_units):>14}"
     )
     return "\n".join(lines)
 

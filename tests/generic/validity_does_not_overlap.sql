@@ -1,5 +1,5 @@
-{# A returned row is a version whose [valid_from, valid_to) overlaps the next version of the same key. #}
-{% test validity_does_not_overlap(model, key_columns) %}
+{# A returned row is a version whose interval, end excluded, overlaps the next one of the same key. Null keys are equal to one another. #}
+{% test validity_does_not_overlap(model, key_columns, from_column='valid_from', to_column='valid_to') %}
 
 with
 
@@ -7,10 +7,10 @@ versions as (
 
     select
         *,
-        lead(valid_from) over (
+        lead({{ from_column }}) over (
             partition by {{ key_columns | join(', ') }}
-            order by valid_from
-        ) as next_valid_from
+            order by {{ from_column }}
+        ) as next_{{ from_column }}
     from {{ model }}
 
 )
@@ -18,7 +18,7 @@ versions as (
 select *
 from versions
 where
-    next_valid_from is not null
-    and (valid_to is null or valid_to > next_valid_from)
+    next_{{ from_column }} is not null
+    and ({{ to_column }} is null or {{ to_column }} > next_{{ from_column }})
 
 {% endtest %}

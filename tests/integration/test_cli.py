@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> Run:
 def test_help_and_wrong_usage(run: Run) -> None:
     outcome = run("--help")
     assert outcome.returncode == 0
-    for command in ("load", "build", "check", "sync", "invoices", "demo"):
+    for command in ("load", "build", "check", "sync", "invoices", "explain", "demo"):
         assert re.search(rf"^  {command} ", outcome.stdout, re.MULTILINE)
     assert run("load").returncode == 2
     outcome = run("build", "--as-of", "tomorrow")
@@ -61,36 +61,54 @@ def test_errors_are_plain_and_exit_with_1(run: Run, tmp_path: Path) -> None:
 
 def test_from_a_file_to_a_draft_invoice(run: Run, tmp_path: Path, make_event: Callable[..., dict[str, Any]]) -> None:
     """Two customers in September, one line of each kind worked out by hand."""
-    events = [make_event(f"a{n}", p_context_tokens=100_000, p_generated_tokens=1_000) for n in range(10)]
+    events = [
+        make_event(f"a{n}", customer_id="cus_009", p_context_tokens=100_000, p_generated_tokens=1_000)
+        for n in range(10)
+    ]
     events += [make_event("b0", customer_id="cus_004", occurred_at="2026-09-30T14:59:59Z")]
     events += [make_event("b1", customer_id="cus_004", occurred_at="2026-09-30T15:00:00Z")]  # October in Tokyo
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     assert run("load", "events.jsonl").returncode == 0
     assert run("build").returncode == 0
 
-    outcome = run("invoices", "--customer", "cus_000")
+    outcome = run("invoices", "--customer", "cus_009", "--period", "2026-09")
     assert outcome.returncode == 0
-    amounts = dict(re.findall(r"^  (\S.*?)\s{2,}.*?([\d,.]+)$", outcome.stdout, re.MULTILINE))
-    assert amounts == {
-        # 1,000,000 tokens, 250,000 included: 500,000 at 2.5 and 250,000 at 2 per million.
-        "Context tokens": "1.75",
+    lines = re.findall(r"^  (\w{10}| {10})  (\S.*?)\s{2,}.*?([\d,.]+)$", outcome.stdout, re.MULTILINE)
+    assert {description: amount for _, description, amount in lines} == {
+        # 1,000,000 tokens, 250,000 included and 125,000 left from August: 500,000 at 2.5 and 125,000 at 2 per million.
+        "Context tokens": "1.50",
         # 10,000 tokens at 10 per million.
         'Generated tokens {"service": "code"}': "0.10",
-        # 100,000 tokens at 100 per million.
-        "Longest context of the month": "10.00",
+        # 100,000 tokens at 100 per million, and at most 5.
+        "Longest context of the month": "5.00",
+        # October's, in advance.
+        "Platform fee": "20.00",
         # One package of 100 started, at 0.04.
         "Requests, per 100 started": "0.04",
-        "total USD": "11.89",
+        "total USD": "26.64",
     }
-    periods = re.findall(r"^(cus_004\S+)", run("invoices", "--customer", "cus_004").stdout, re.MULTILINE)
+    invoices = re.split(r"^(?=cus_004)", run("invoices", "--customer", "cus_004").stdout, flags=re.MULTILINE)
+    periods = [invoice.split()[0] for invoice in invoices if "Requests" in invoice]
     assert periods == ["cus_004/2026-09/JPY", "cus_004/2026-10/JPY"]
+
+    context_line = next(line_id for line_id, description, _ in lines if description == "Context tokens")
+    outcome = run("explain", context_line, "--events")
+    assert outcome.returncode == 0
+    assert "250,000 included in the service period + 125,000 rolled over; 375,000 of it used here" in outcome.stdout
+    assert "above 0, up to 500,000: 500,000 × 0.0000025 → 1.25" in outcome.stdout
+    assert "the SQL below lists 10 in the warehouse now" in outcome.stdout
+    assert len(re.findall(r"^2026-09-10 12:00:00  a\d", outcome.stdout, re.MULTILINE)) == 10
+    outcome = run("explain", "feed")
+    assert outcome.returncode == 1
+    assert "No invoice line has the id 'feed'" in outcome.stderr
 
     outcome = run("sync", "--period", "2026-09")
     assert outcome.returncode == 0
-    assert "lines: 6 created" in outcome.stdout
+    created = int(re.findall(r"lines: (\d+) created", outcome.stdout)[0])
+    assert created > 40  # A platform fee for each customer, and the usage of two.
     outcome = run("sync", "--period", "2026-09")
     assert outcome.returncode == 0
-    assert "lines: 0 created, 0 found in Stripe, 6 there already" in outcome.stdout
+    assert f"lines: 0 created, 0 found in Stripe, {created} there already" in outcome.stdout
 
     outcome = run("sync", STRIPE_API_KEY="sk_live_abcdefghijklmnop1234567890")
     assert outcome.returncode == 1
@@ -106,5 +124,5 @@ def test_demo_prints_invoices_that_agree_with_stripe(run: Run) -> None:
     )
     assert "ok   accuracy: 192 measured, 0 in breach" in outcome.stdout
     assert re.search(r"^second sync: 0 lines created, [1-9]\d* there already$", outcome.stdout, re.MULTILINE)
-    assert re.search(r"^2\d invoices agree with Stripe to the minor unit$", outcome.stdout, re.MULTILINE)
+    assert re.search(r"^\d+ invoices agree with Stripe to the minor unit$", outcome.stdout, re.MULTILINE)
     assert "DIFFERS" not in outcome.stdout

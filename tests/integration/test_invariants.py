@@ -365,7 +365,7 @@ def test_a_metric_or_event_type_that_comes_and_goes(
         (project_copy / "seeds/catalog/event_types.csv").write_text(seeds["event_types.csv"] + types)
         (project_copy / "seeds/catalog/billable_metrics.csv").write_text(seeds["billable_metrics.csv"] + metrics)
 
-    metric = "telegrams,Telegrams,telegram,count,,telegram,2026-01-01,Telegrams sent\n"
+    metric = "telegrams,Telegrams,telegram,count,,,,,telegram,,,,2026-01-01,Telegrams sent\n"
     warehouse_of_copy.land_events(
         [
             make_event("v7", event_type="telegram", schema_version=7),

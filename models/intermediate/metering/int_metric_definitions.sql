@@ -8,11 +8,16 @@ metrics as (
 
 dimensions as (
 
-    select
-        metric_code,
-        property_name,
-        row_number() over (partition by metric_code order by dimension_position) as dimension_rank
-    from {{ ref('metric_dimensions') }}
+    select * from {{ ref('metric_dimensions') }}
+
+),
+
+{# An event of a percentage charge is priced by itself, so its metric keeps a row for each. #}
+percentage_charges as (
+
+    select distinct metric_code
+    from {{ ref('charges') }}
+    where charge_model = 'percentage'
 
 ),
 
@@ -25,11 +30,13 @@ filters as (
 dimensions_by_metric as (
 
     select
-        metric_code,
         {%- for position in [1, 2, 3] %}
-        max(case when dimension_rank = {{ position }} then property_name end) as dimension_{{ position }}_property
-        {%- if not loop.last %},{% endif %}
+        max(case when purpose = 'pricing' and dimension_position = {{ position }} then property_name end)
+            as dimension_{{ position }}_property,
+        max(case when purpose = 'presentation' and dimension_position = {{ position }} then property_name end)
+            as presentation_{{ position }}_property,
         {%- endfor %}
+        metric_code
     from dimensions
     group by metric_code
 
@@ -56,9 +63,25 @@ definitions as (
         metrics.event_type,
         metrics.aggregation,
         metrics.property_name,
+        metrics.percentile,
+        metrics.metering_period,
+        metrics.period_aggregation,
+        coalesce(metrics.unit_size, 1) as unit_size,
+        metrics.quantity_rounding,
+        cast({{ power_of_ten('-coalesce(metrics.quantity_scale, 0)') }} as {{ quantity_type() }}) as quantity_rounding_step,
+        {# What such a quantity grows by has a time, and so a price; the others belong to the service period as a whole. #}
+        metrics.aggregation = 'weighted_sum'
+        or (
+            metrics.aggregation in ('count', 'sum', 'max', 'unique_count')
+            and coalesce(metrics.period_aggregation, 'sum') in ('sum', 'max', 'average')
+        ) as is_cumulative,
+        percentage_charges.metric_code is not null as keeps_each_event,
         dimensions_by_metric.dimension_1_property,
         dimensions_by_metric.dimension_2_property,
         dimensions_by_metric.dimension_3_property,
+        dimensions_by_metric.presentation_1_property,
+        dimensions_by_metric.presentation_2_property,
+        dimensions_by_metric.presentation_3_property,
         filters_by_metric.metric_code is not null as has_filters,
         false as is_residual,
         {{ surrogate_key([
@@ -68,9 +91,15 @@ definitions as (
             'dimensions_by_metric.dimension_1_property',
             'dimensions_by_metric.dimension_2_property',
             'dimensions_by_metric.dimension_3_property',
+            'dimensions_by_metric.presentation_1_property',
+            'dimensions_by_metric.presentation_2_property',
+            'dimensions_by_metric.presentation_3_property',
+            'percentage_charges.metric_code',
             'filters_by_metric.filter_rules',
         ]) }} as definition_hash
     from metrics
+    left join percentage_charges
+        on metrics.metric_code = percentage_charges.metric_code
     left join dimensions_by_metric
         on metrics.metric_code = dimensions_by_metric.metric_code
     left join filters_by_metric
@@ -87,9 +116,19 @@ residual_definitions as (
         event_types.event_type,
         'count' as aggregation,
         cast(null as varchar) as property_name,
-        cast(null as varchar) as dimension_1_property,
-        cast(null as varchar) as dimension_2_property,
-        cast(null as varchar) as dimension_3_property,
+        cast(null as decimal(9, 6)) as percentile,
+        cast(null as varchar) as metering_period,
+        cast(null as varchar) as period_aggregation,
+        1 as unit_size,
+        cast(null as varchar) as quantity_rounding,
+        cast(null as {{ quantity_type() }}) as quantity_rounding_step,
+        true as is_cumulative,
+        false as keeps_each_event,
+        {%- for purpose in ['dimension', 'presentation'] %}
+        {%- for position in [1, 2, 3] %}
+        cast(null as varchar) as {{ purpose }}_{{ position }}_property,
+        {%- endfor %}
+        {%- endfor %}
         false as has_filters,
         true as is_residual,
         coalesce(

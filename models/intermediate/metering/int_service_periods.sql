@@ -1,63 +1,50 @@
 with
 
-subscriptions as (
+parts as (
 
-    select * from {{ ref('stg_subscriptions') }}
-
-),
-
-numbers as (
-
-    select * from {{ ref('int_numbers') }}
-
-),
-
-{# Months are counted on the wall clock and only then turned into instants, so that each begins at local midnight. #}
-calendar_months as (
-
-    select
-        subscriptions.*,
-        {{ dbt.dateadd('month', 'numbers.number', dbt.date_trunc('month', 'subscriptions.started_local_at')) }}
-            as month_start_local_at,
-        {{ dbt.dateadd('month', 'numbers.number + 1', dbt.date_trunc('month', 'subscriptions.started_local_at')) }}
-            as month_end_local_at
-    from subscriptions
-    inner join numbers
-        on
-            numbers.number
-            <= {{ dbt.datediff('subscriptions.started_local_at', as_of(), 'month') }} + 1  -- noqa: LT05
-
-),
-
-calendar_months_in_utc as (
-
-    select
-        *,
-        {{ local_to_utc('month_start_local_at', 'time_zone') }} as month_start_at,
-        {{ local_to_utc('month_end_local_at', 'time_zone') }} as month_end_at
-    from calendar_months
+    select * from {{ ref('int_service_period_parts') }}
 
 ),
 
 service_periods as (
 
     select
+        service_period_id,
         subscription_id,
         customer_id,
         plan_code,
         time_zone,
-        {{ local_month_label('month_start_local_at') }} as billing_period,
-        greatest(month_start_at, started_at) as service_period_start_at,
-        least(month_end_at, coalesce(ended_at, month_end_at)) as service_period_end_at
-    from calendar_months_in_utc
+        full_days,
+        cast(sum(part_days) as integer) as active_days,
+        full_period_start_at,
+        full_period_end_at,
+        min(part_start_at) as service_period_start_at,
+        max(part_end_at) as service_period_end_at,
+        max(part_end_at) = max(last_part_end_at) as ends_full_period
+    from parts
+    group by
+        service_period_id,
+        subscription_id,
+        customer_id,
+        plan_code,
+        time_zone,
+        full_days,
+        full_period_start_at,
+        full_period_end_at
 
 ),
 
-service_periods_not_empty as (
+service_periods_numbered as (
 
-    select * from service_periods
-    where service_period_start_at < service_period_end_at
+    select
+        *,
+        row_number() over (partition by subscription_id, plan_code order by service_period_start_at) as service_period_number,
+        {# A line is billed by the run of the month that ends when it falls due. #}
+        {{ local_month_label(utc_to_local(instant_before('service_period_end_at'), 'time_zone')) }} as billing_period,
+        {{ local_month_label(utc_to_local(instant_before('service_period_start_at'), 'time_zone')) }}
+            as advance_billing_period
+    from service_periods
 
 )
 
-select * from service_periods_not_empty
+select * from service_periods_numbered

@@ -1,40 +1,53 @@
 with
 
-usage_in_service_periods as (
+usage_at_cuts as (
 
-    select * from {{ ref('int_usage_in_service_periods') }}
+    select * from {{ ref('int_usage_at_cuts') }}
+
+),
+
+service_periods as (
+
+    select * from {{ ref('int_service_periods') }}
+
+),
+
+definitions as (
+
+    select * from {{ ref('int_metric_definitions') }}
 
 ),
 
 usage_by_service_period as (
 
     select
-        {{ surrogate_key(['subscription_id', 'metric_code', 'dimensions', 'service_period_start_at']) }}
+        {{ surrogate_key(['usage.service_period_id', 'usage.metric_code', 'usage.dimensions']) }}
             as usage_by_service_period_id,
-        subscription_id,
-        customer_id,
-        plan_code,
-        metric_code,
-        dimensions,
-        time_zone,
-        billing_period,
-        {{ roll_up_quantity() }} as quantity,
-        cast(sum(event_count) as bigint) as event_count,
-        min(first_event_at) as first_event_at,
-        max(last_event_at) as last_event_at,
-        service_period_start_at,
-        service_period_end_at
-    from usage_in_service_periods
-    group by
-        subscription_id,
-        customer_id,
-        plan_code,
-        metric_code,
-        dimensions,
-        time_zone,
-        billing_period,
-        service_period_start_at,
-        service_period_end_at
+        usage.service_period_id,
+        service_periods.subscription_id,
+        service_periods.customer_id,
+        service_periods.plan_code,
+        usage.metric_code,
+        usage.dimensions,
+        service_periods.time_zone,
+        service_periods.billing_period,
+        service_periods.service_period_number,
+        usage.quantity,
+        {{ billable_units(
+            'usage.quantity', 'definitions.unit_size', 'definitions.quantity_rounding', 'definitions.quantity_rounding_step'
+        ) }} as billable_units,
+        usage.event_count,
+        usage.first_event_at,
+        usage.last_event_at,
+        service_periods.service_period_start_at,
+        service_periods.service_period_end_at
+    from usage_at_cuts as usage
+    inner join service_periods
+        on
+            usage.service_period_id = service_periods.service_period_id
+            and usage.cut_at = service_periods.service_period_end_at
+    inner join definitions
+        on usage.metric_code = definitions.metric_code
 
 )
 

@@ -160,6 +160,7 @@ metric_events as (
 
     {% set metric_event_columns %}
         events_by_hour.delivery_id,
+        events_by_hour.idempotency_key,
         events_by_hour.customer_id,
         events_by_hour.occurred_at,
         events_by_hour.hour_start_at,
@@ -216,21 +217,20 @@ metric_events_with_filtered_value as (
 
 ),
 
+{# Only not_in is met by meeting no row; every other operator by meeting one. #}
 metric_events_filtered_out as (
 
     select distinct
-        metric_events_with_filtered_value.delivery_id,
-        metric_events_with_filtered_value.metric_code
-    from metric_events_with_filtered_value
+        filtered_values.delivery_id,
+        filtered_values.metric_code
+    from metric_events_with_filtered_value as filtered_values
     left join filters
         on
-            metric_events_with_filtered_value.metric_code = filters.metric_code
-            and metric_events_with_filtered_value.property_name = filters.property_name
-            and metric_events_with_filtered_value.operator = filters.operator
-            and metric_events_with_filtered_value.value_text = filters.filter_value
-    where
-        (metric_events_with_filtered_value.operator = 'in' and filters.metric_code is null)
-        or (metric_events_with_filtered_value.operator = 'not_in' and filters.metric_code is not null)
+            filtered_values.metric_code = filters.metric_code
+            and filtered_values.property_name = filters.property_name
+            and filtered_values.operator = filters.operator
+            and {{ filter_is_met('filtered_values.value_text', 'filters.operator', 'filters.filter_value') }}
+    where (filters.metric_code is null) <> (filtered_values.operator = 'not_in')
 
 ),
 
@@ -278,15 +278,23 @@ metered_events as (
             'metric_events.dimension_2_property',
             'metric_events.dimension_3_property',
         ]) }} as dimensions,
+        {{ dimensions_text('metric_events.properties', [
+            'metric_events.presentation_1_property',
+            'metric_events.presentation_2_property',
+            'metric_events.presentation_3_property',
+        ]) }} as presentation_dimensions,
         case
-            when metric_events.aggregation in ('sum', 'max')
+            when metric_events.aggregation not in ('count', 'unique_count')
                 then cast(
                     {{ json_text('metric_events.properties', 'metric_events.property_name') }} as {{ quantity_type() }}
                 )
         end as measured_value,
+        {# What must be told apart inside a window to stay exact. #}
         case
-            when metric_events.aggregation = 'unique_count'
+            when metric_events.keeps_each_event then metric_events.idempotency_key
+            when metric_events.aggregation in ('unique_count', 'percentile')
                 then {{ json_text('metric_events.properties', 'metric_events.property_name') }}
+            when metric_events.aggregation = 'latest' then cast(metric_events.occurred_at as varchar)
             else ''
         end as distinct_value,
         coalesce(window_splits.window_start_at, metric_events.hour_start_at) as window_start_at,
@@ -312,21 +320,30 @@ metered_events as (
 usage_hourly as (
 
     select
-        {{ surrogate_key(['metric_code', 'customer_id', 'dimensions', 'distinct_value', 'window_start_at']) }}
-            as usage_hourly_id,
+        {{ surrogate_key([
+            'metric_code', 'customer_id', 'dimensions', 'presentation_dimensions', 'distinct_value', 'window_start_at'
+        ]) }} as usage_hourly_id,
         metric_code,
         definition_hash,
         aggregation,
         customer_id,
         dimensions,
+        presentation_dimensions,
         distinct_value,
         cast(
-            case aggregation
-                when 'count' then count(*)
-                when 'sum' then sum(measured_value)
-                when 'max' then max(measured_value)
+            case
+                when aggregation = 'count' then count(*)
+                when aggregation in ('sum', 'average', 'weighted_sum') then sum(measured_value)
+                when aggregation = 'min' then min(measured_value)
+                when aggregation in ('max', 'latest', 'percentile') then max(measured_value)
             end as {{ quantity_total_type() }}
         ) as quantity,
+        cast(
+            case
+                when aggregation = 'weighted_sum'
+                    then sum(measured_value * {{ dbt.datediff('occurred_at', 'window_end_at', 'microsecond') }})
+            end as {{ quantity_total_type() }}
+        ) as quantity_microseconds,
         count(*) as event_count,
         min(occurred_at) as first_event_at,
         max(occurred_at) as last_event_at,
@@ -340,6 +357,7 @@ usage_hourly as (
         aggregation,
         customer_id,
         dimensions,
+        presentation_dimensions,
         distinct_value,
         hour_start_at,
         window_start_at,
@@ -359,8 +377,10 @@ usage_no_longer_metered as (
         metered.aggregation,
         metered.customer_id,
         metered.dimensions,
+        metered.presentation_dimensions,
         metered.distinct_value,
         cast(null as {{ quantity_total_type() }}) as quantity,
+        cast(null as {{ quantity_total_type() }}) as quantity_microseconds,
         0 as event_count,
         metered.first_event_at,
         metered.last_event_at,
@@ -428,8 +448,10 @@ usage_hourly_to_write as (
         aggregation,
         cast(null as varchar) as customer_id,
         cast(null as varchar) as dimensions,
+        cast(null as varchar) as presentation_dimensions,
         cast(null as varchar) as distinct_value,
         cast(null as {{ quantity_total_type() }}) as quantity,
+        cast(null as {{ quantity_total_type() }}) as quantity_microseconds,
         0 as event_count,
         cast(null as timestamp) as first_event_at,
         cast(null as timestamp) as last_event_at,

@@ -10,6 +10,7 @@ usage_hourly as (
 usage_in_service_periods as (
 
     select * from {{ ref('int_usage_in_service_periods') }}
+    where usage_hourly_id is not null
 
 ),
 
@@ -19,13 +20,15 @@ definitions as (
 
 ),
 
+parts as (
+
+    select * from {{ ref('int_service_period_parts') }}
+
+),
+
 plan_charges as (
 
-    select distinct
-        plan_code,
-        metric_code,
-        charge_code
-    from {{ ref('charges') }}
+    select * from {{ ref('int_plan_charges') }}
 
 ),
 
@@ -35,67 +38,194 @@ price_segments as (
 
 ),
 
-usage_with_charges as (
+tier_sets as (
 
-    select
-        usage_in_service_periods.*,
-        plan_charges.charge_code
-    from usage_in_service_periods
-    left join plan_charges
-        on
-            usage_in_service_periods.plan_code = plan_charges.plan_code
-            and usage_in_service_periods.metric_code = plan_charges.metric_code
+    select * from {{ ref('int_tier_sets') }}
 
 ),
 
-{# One of a customer's subscriptions having a charge is enough for the usage to be expected on an invoice. #}
-usage_coverage as (
+usage_by_service_period as (
 
-    select
-        usage_hourly_id,
-        count(charge_code) > 0 as has_charge
-    from usage_with_charges
-    group by usage_hourly_id
+    select * from {{ ref('int_usage_by_service_period') }}
+
+),
+
+usage_in_no_service_period as (
+
+    select usage_hourly.*
+    from usage_hourly
+    left join usage_in_service_periods
+        on usage_hourly.usage_hourly_id = usage_in_service_periods.usage_hourly_id
+    where usage_in_service_periods.usage_hourly_id is null
+
+),
+
+{# One subscription that covers the time is enough to say that only a charge is missing. #}
+usage_covered_by_subscriptions as (
+
+    select distinct usage_in_no_service_period.usage_hourly_id
+    from usage_in_no_service_period
+    inner join parts
+        on
+            usage_in_no_service_period.customer_id = parts.customer_id
+            and usage_in_no_service_period.window_start_at >= parts.part_start_at
+            and usage_in_no_service_period.window_start_at < parts.part_end_at
 
 ),
 
 usage_without_charge as (
 
     select
-        usage_hourly.*,
+        usage_in_no_service_period.*,
         cast(null as varchar) as subscription_id,
         cast(null as varchar) as charge_code,
         case
             when definitions.is_residual then 'no_metric'
-            when usage_coverage.usage_hourly_id is null then 'no_subscription'
+            when usage_covered_by_subscriptions.usage_hourly_id is null then 'no_subscription'
             else 'no_charge'
         end as reason_code
-    from usage_hourly
-    left join usage_coverage
-        on usage_hourly.usage_hourly_id = usage_coverage.usage_hourly_id
+    from usage_in_no_service_period
+    left join usage_covered_by_subscriptions
+        on usage_in_no_service_period.usage_hourly_id = usage_covered_by_subscriptions.usage_hourly_id
     left join definitions
-        on usage_hourly.metric_code = definitions.metric_code
-    where not coalesce(usage_coverage.has_charge, false)
+        on usage_in_no_service_period.metric_code = definitions.metric_code
+
+),
+
+{# Few charges lack a price somewhere; only usage under these is looked at window by window. #}
+priced_time as (
+
+    select
+        price_segments.service_period_id,
+        price_segments.charge_code,
+        sum({{ dbt.datediff('price_segments.segment_start_at', 'price_segments.segment_end_at', 'microsecond') }})
+            as priced_microseconds
+    from price_segments
+    group by
+        price_segments.service_period_id,
+        price_segments.charge_code
+
+),
+
+active_time as (
+
+    select
+        service_period_id,
+        subscription_id,
+        plan_code,
+        sum({{ dbt.datediff('part_start_at', 'part_end_at', 'microsecond') }}) as active_microseconds
+    from parts
+    group by
+        service_period_id,
+        subscription_id,
+        plan_code
+
+),
+
+charges_with_gaps as (
+
+    select
+        active_time.service_period_id,
+        plan_charges.charge_code,
+        plan_charges.metric_code
+    from active_time
+    inner join plan_charges
+        on
+            active_time.subscription_id = plan_charges.subscription_id
+            and active_time.plan_code = plan_charges.plan_code
+    left join priced_time
+        on
+            active_time.service_period_id = priced_time.service_period_id
+            and plan_charges.charge_code = priced_time.charge_code
+    where
+        plan_charges.metric_code is not null
+        and coalesce(priced_time.priced_microseconds, 0) < active_time.active_microseconds
+
+),
+
+usage_groups as (
+
+    select distinct
+        metric_code,
+        dimensions
+    from usage_by_service_period
+
+),
+
+groups_without_tiers as (
+
+    select distinct
+        price_versions.charge_code,
+        price_versions.metric_code,
+        usage_groups.dimensions
+    from {{ ref('charges') }} as price_versions
+    inner join usage_groups
+        on price_versions.metric_code = usage_groups.metric_code
+    left join tier_sets
+        on
+            price_versions.charge_code = tier_sets.charge_code
+            and price_versions.price_version = tier_sets.price_version
+            and usage_groups.dimensions = tier_sets.dimensions
+    where tier_sets.charge_code is null
+
+),
+
+usage_in_question as (
+
+    select
+        usage.usage_hourly_id,
+        usage.service_period_id,
+        usage.subscription_id,
+        usage.dimensions,
+        usage.window_start_at,
+        charges_with_gaps.charge_code
+    from usage_in_service_periods as usage
+    inner join charges_with_gaps
+        on
+            usage.service_period_id = charges_with_gaps.service_period_id
+            and usage.metric_code = charges_with_gaps.metric_code
+
+    union
+
+    select
+        usage.usage_hourly_id,
+        usage.service_period_id,
+        usage.subscription_id,
+        usage.dimensions,
+        usage.window_start_at,
+        groups_without_tiers.charge_code
+    from usage_in_service_periods as usage
+    inner join groups_without_tiers
+        on
+            usage.metric_code = groups_without_tiers.metric_code
+            and usage.dimensions = groups_without_tiers.dimensions
+    inner join plan_charges
+        on
+            usage.subscription_id = plan_charges.subscription_id
+            and usage.plan_code = plan_charges.plan_code
+            and groups_without_tiers.charge_code = plan_charges.charge_code
 
 ),
 
 usage_without_price as (
 
     select
-        usage_with_charges.usage_hourly_id,
-        usage_with_charges.subscription_id,
-        usage_with_charges.charge_code
-    from usage_with_charges
+        usage_in_question.usage_hourly_id,
+        usage_in_question.subscription_id,
+        usage_in_question.charge_code
+    from usage_in_question
     left join price_segments
         on
-            usage_with_charges.subscription_id = price_segments.subscription_id
-            and usage_with_charges.charge_code = price_segments.charge_code
-            and usage_with_charges.service_period_start_at = price_segments.service_period_start_at
-            and usage_with_charges.window_start_at >= price_segments.segment_start_at
-            and usage_with_charges.window_start_at < price_segments.segment_end_at
-    where
-        usage_with_charges.charge_code is not null
-        and price_segments.charge_code is null
+            usage_in_question.service_period_id = price_segments.service_period_id
+            and usage_in_question.charge_code = price_segments.charge_code
+            and usage_in_question.window_start_at >= price_segments.segment_start_at
+            and usage_in_question.window_start_at < price_segments.segment_end_at
+    left join tier_sets
+        on
+            price_segments.charge_code = tier_sets.charge_code
+            and price_segments.price_version = tier_sets.price_version
+            and usage_in_question.dimensions = tier_sets.dimensions
+    where tier_sets.charge_code is null
 
 ),
 

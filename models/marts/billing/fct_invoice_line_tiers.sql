@@ -6,29 +6,68 @@ rated_tiers as (
 
 ),
 
-rated_charges as (
+slices as (
 
-    select * from {{ ref('int_rated_charges') }}
+    select * from {{ ref('int_billable_quantities') }}
+
+),
+
+invoice_lines as (
+
+    select * from {{ ref('fct_invoice_lines') }}
+
+),
+
+{%- set quantities = ['quantity', 'priced_quantity', 'flat_amount'] %}
+
+tiers_by_line as (
+
+    select
+        rated_tiers.line_id,
+        rated_tiers.tier_number,
+        rated_tiers.above,
+        rated_tiers.up_to,
+        rated_tiers.package_size,
+        rated_tiers.unit_amount,
+        {%- for quantity in quantities %}
+        {# Every slice of a gauge or a recurring fee has the whole quantity. #}
+        case
+            when max(case when slices.has_whole_quantity then 1 else 0 end) = 1 then max(rated_tiers.{{ quantity }})
+            else sum(rated_tiers.{{ quantity }})
+        end as {{ quantity }},
+        {%- endfor %}
+        sum(rated_tiers.amount) as amount
+    from rated_tiers
+    inner join slices
+        on rated_tiers.slice_id = slices.slice_id
+    group by
+        rated_tiers.line_id,
+        rated_tiers.tier_number,
+        rated_tiers.above,
+        rated_tiers.up_to,
+        rated_tiers.package_size,
+        rated_tiers.unit_amount
 
 ),
 
 invoice_line_tiers as (
 
     select
-        rated_tiers.line_id,
-        {{ invoice_id('rated_charges.customer_id', 'rated_charges.billing_period', 'rated_charges.currency_code') }}
-            as invoice_id,
-        rated_tiers.tier_number,
-        rated_tiers.above,
-        rated_tiers.up_to,
-        rated_tiers.quantity,
-        rated_tiers.unit_amount,
-        rated_tiers.flat_amount,
-        rated_tiers.amount as unrounded_amount,
-        rated_charges.currency_code
-    from rated_tiers
-    inner join rated_charges
-        on rated_tiers.line_id = rated_charges.line_id
+        tiers_by_line.line_id,
+        invoice_lines.invoice_id,
+        tiers_by_line.tier_number,
+        tiers_by_line.above,
+        tiers_by_line.up_to,
+        cast(tiers_by_line.quantity as {{ quantity_total_type() }}) as quantity,
+        tiers_by_line.package_size,
+        cast(tiers_by_line.priced_quantity as {{ quantity_total_type() }}) as priced_quantity,
+        tiers_by_line.unit_amount,
+        cast(tiers_by_line.flat_amount as {{ amount_type() }}) as flat_amount,
+        cast(tiers_by_line.amount as {{ amount_type() }}) as unrounded_amount,
+        invoice_lines.currency_code
+    from tiers_by_line
+    inner join invoice_lines
+        on tiers_by_line.line_id = invoice_lines.line_id
 
 )
 

@@ -1,8 +1,8 @@
 with
 
-rated_charges as (
+lines as (
 
-    select * from {{ ref('int_rated_charges') }}
+    select * from {{ ref('int_invoice_lines') }}
 
 ),
 
@@ -17,25 +17,32 @@ invoice_lines as (
         plan_code,
         charge_code,
         metric_code,
+        commitment_code,
+        credit_grant_code,
+        paid_line_id,
 
         ---------- strings
+        line_type,
         'draft' as line_state,
-        charge_name || case when dimensions = '{}' then '' else ' ' || dimensions end as description,
+        description,
         charge_model,
         dimensions,
+        discount_codes,
         time_zone,
         billing_period,
         currency_code,
 
         ---------- numerics
         price_version,
-        package_size,
         metered_quantity,
         included_quantity_used,
-        cast(billable_quantity as {{ quantity_total_type() }}) as billable_quantity,
+        billable_quantity,
         unrounded_amount,
+        gross_amount,
+        discount_amount,
+        maximum_reduction_amount,
         amount,
-        {{ in_minor_units('amount', 'minor_units') }} as amount_minor,
+        amount_minor,
         event_count,
 
         ---------- timestamps
@@ -44,8 +51,10 @@ invoice_lines as (
         service_period_start_at,
         service_period_end_at,
         segment_start_at as price_start_at,
-        segment_end_at as price_end_at
-    from rated_charges
+        segment_end_at as price_end_at,
+        credit_grant_start_at,
+        due_at
+    from lines
 
 )
 

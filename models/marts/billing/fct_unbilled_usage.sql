@@ -3,18 +3,29 @@ with
 usage_not_priced as (
 
     select
-        *,
-        {{ dbt.date_trunc('month', 'window_start_at') }} as month_start_at
-    from {{ ref('int_usage_not_priced') }}
+        usage_not_priced.*,
+        definitions.percentile,
+        {{ dbt.date_trunc('month', 'usage_not_priced.window_start_at') }} as month_start_at
+    from {{ ref('int_usage_not_priced') }} as usage_not_priced
+    left join {{ ref('int_metric_definitions') }} as definitions
+        on usage_not_priced.metric_code = definitions.metric_code
+
+),
+
+{%- set keys = [
+    'metric_code', 'customer_id', 'dimensions', 'subscription_id', 'charge_code', 'reason_code', 'month_start_at'
+] %}
+
+usage_by_month as (
+
+    {{ roll_up_usage('usage_not_priced', keys) }}
 
 ),
 
 unbilled_usage as (
 
     select
-        {{ surrogate_key([
-            'metric_code', 'customer_id', 'dimensions', 'subscription_id', 'charge_code', 'reason_code', 'month_start_at'
-        ]) }} as unbilled_usage_id,
+        {{ surrogate_key(keys) }} as unbilled_usage_id,
         metric_code,
         customer_id,
         dimensions,
@@ -25,22 +36,15 @@ unbilled_usage as (
             when 'no_metric' then 'No billable metric counts these events'
             when 'no_subscription' then 'The customer has no subscription that covers the time of the usage'
             when 'no_charge' then 'No plan of the customer has a charge for the metric'
-            when 'no_price' then 'The charge has no price version that is valid at the time of the usage'
+            when 'no_price'
+                then 'The charge has no price that is valid at the time of the usage and fits its dimension values'
         end as reason_message,
-        {{ roll_up_quantity() }} as quantity,
-        cast(sum(event_count) as bigint) as event_count,
-        min(first_event_at) as first_event_at,
-        max(last_event_at) as last_event_at,
+        quantity,
+        event_count,
+        first_event_at,
+        last_event_at,
         month_start_at
-    from usage_not_priced
-    group by
-        metric_code,
-        customer_id,
-        dimensions,
-        subscription_id,
-        charge_code,
-        reason_code,
-        month_start_at
+    from usage_by_month
 
 )
 

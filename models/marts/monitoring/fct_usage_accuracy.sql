@@ -8,13 +8,18 @@ independent_totals as (
 
 usage_hourly as (
 
-    select * from {{ ref('int_usage_hourly') }}
-    where event_count > 0
+    select
+        usage_hourly.*,
+        definitions.percentile
+    from {{ ref('int_usage_hourly') }} as usage_hourly
+    inner join {{ ref('int_metric_definitions') }} as definitions
+        on usage_hourly.metric_code = definitions.metric_code
+    where usage_hourly.event_count > 0
 
 ),
 
 {# The units of dimensions text are the metering's own; a total without dimensions spans all of them. #}
-metered_totals as (
+usage_in_totals as (
 
     select
         totals.metric_code,
@@ -22,7 +27,13 @@ metered_totals as (
         totals.dimensions,
         totals.period_start_at,
         totals.period_end_at,
-        {{ roll_up_quantity(prefix='usage_hourly.') }} as quantity
+        usage_hourly.aggregation,
+        usage_hourly.percentile,
+        usage_hourly.distinct_value,
+        usage_hourly.quantity,
+        usage_hourly.event_count,
+        usage_hourly.first_event_at,
+        usage_hourly.last_event_at
     from independent_totals as totals
     inner join usage_hourly
         on
@@ -31,12 +42,12 @@ metered_totals as (
             and totals.period_start_at <= usage_hourly.window_start_at
             and totals.period_end_at > usage_hourly.window_start_at
             and (totals.dimensions = '' or totals.dimensions = usage_hourly.dimensions)
-    group by
-        totals.metric_code,
-        totals.customer_id,
-        totals.dimensions,
-        totals.period_start_at,
-        totals.period_end_at
+
+),
+
+metered_totals as (
+
+    {{ roll_up_usage('usage_in_totals', ['metric_code', 'customer_id', 'dimensions', 'period_start_at', 'period_end_at']) }}
 
 ),
 

@@ -39,6 +39,7 @@ invoice_items as (
         customers.customer_name,
         customers.stripe_customer_id,
         invoice_lines.subscription_id,
+        invoice_lines.line_type,
         invoice_lines.charge_code,
         invoice_lines.price_version,
         invoice_lines.metric_code,
@@ -49,10 +50,10 @@ invoice_items as (
         {# In the order in which somebody would have to act. #}
         case
             when
-                {{ dbt.dateadd('hour', 'event_policy.grace_period_hours', 'invoice_lines.service_period_end_at') }}
+                {{ dbt.dateadd('hour', 'event_policy.grace_period_hours', 'invoice_lines.due_at') }}
                 > {{ as_of() }}
                 then 'period_open'
-            when not metrics.is_confirmed_by_finance then 'metric_not_confirmed'
+            when not coalesce(metrics.is_confirmed_by_finance, true) then 'metric_not_confirmed'
             when currencies.stripe_minor_units is null or currencies.stripe_minor_units <> currencies.minor_units
                 then 'currency_unit_differs'
             when invoice_lines.amount_minor = 0 then 'zero_amount'
@@ -63,7 +64,8 @@ invoice_items as (
     cross join event_policy
     inner join customers
         on invoice_lines.customer_id = customers.customer_id
-    inner join metrics
+    {# Recurring fees and commitments have no metric. #}
+    left join metrics
         on invoice_lines.metric_code = metrics.metric_code
     inner join currencies
         on invoice_lines.currency_code = currencies.currency_code

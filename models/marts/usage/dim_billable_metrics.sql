@@ -22,7 +22,14 @@ dimensions_by_metric as (
 
     select
         metric_code,
-        {{ dbt.listagg('property_name', "', '", 'order by dimension_position') }} as pricing_dimensions
+        {%- for purpose in ['pricing', 'presentation'] %}
+        {{ dbt.listagg(
+            measure="case when purpose = '" ~ purpose ~ "' then property_name end",
+            delimiter_text="', '",
+            order_by_clause='order by dimension_position'
+        ) }} as {{ purpose }}_dimensions
+        {%- if not loop.last %},{% endif %}
+        {%- endfor %}
     from dimensions
     group by metric_code
 
@@ -33,7 +40,7 @@ filters_by_metric as (
     select
         metric_code,
         {{ dbt.listagg(
-            measure="property_name || ' ' || operator || ' ' || filter_value",
+            measure="property_name || ' ' || operator || coalesce(' ' || filter_value, '')",
             delimiter_text="', '",
             order_by_clause='order by property_name, operator, filter_value'
         ) }} as filters
@@ -50,8 +57,15 @@ billable_metrics as (
         metrics.event_type,
         metrics.aggregation,
         metrics.property_name,
+        metrics.percentile,
+        metrics.metering_period,
+        metrics.period_aggregation,
         metrics.unit,
+        coalesce(metrics.unit_size, 1) as unit_size,
+        metrics.quantity_rounding,
+        metrics.quantity_scale,
         dimensions_by_metric.pricing_dimensions,
+        dimensions_by_metric.presentation_dimensions,
         filters_by_metric.filters,
         metrics.finance_confirmed_on is not null as is_confirmed_by_finance,
         metrics.finance_confirmed_on,

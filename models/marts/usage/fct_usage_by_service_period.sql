@@ -25,6 +25,7 @@ usage_of_metrics as (
         usage.billing_period,
         usage.quantity,
         metrics.unit,
+        usage.billable_units,
         usage.event_count,
         usage.first_event_at,
         usage.last_event_at,

@@ -2,45 +2,44 @@ with
 
 usage_hourly as (
 
-    select * from {{ ref('int_usage_hourly') }}
-    where event_count > 0
+    select
+        usage_hourly.*,
+        metrics.unit,
+        metrics.percentile
+    from {{ ref('int_usage_hourly') }} as usage_hourly
+    inner join {{ ref('billable_metrics') }} as metrics
+        on usage_hourly.metric_code = metrics.metric_code
+    where usage_hourly.event_count > 0
 
 ),
 
-metrics as (
+{%- set keys = [
+    'metric_code', 'customer_id', 'dimensions', 'presentation_dimensions', 'unit', 'window_start_at', 'window_end_at'
+] %}
 
-    select * from {{ ref('billable_metrics') }}
+usage_by_window as (
+
+    {{ roll_up_usage('usage_hourly', keys) }}
 
 ),
 
 usage_of_metrics as (
 
     select
-        {{ surrogate_key([
-            'usage_hourly.metric_code',
-            'usage_hourly.customer_id',
-            'usage_hourly.dimensions',
-            'usage_hourly.window_start_at',
-        ]) }} as usage_hourly_id,
-        usage_hourly.metric_code,
-        usage_hourly.customer_id,
-        usage_hourly.dimensions,
-        {{ roll_up_quantity(prefix='usage_hourly.') }} as quantity,
-        max(metrics.unit) as unit,
-        cast(sum(usage_hourly.event_count) as bigint) as event_count,
-        min(usage_hourly.first_event_at) as first_event_at,
-        max(usage_hourly.last_event_at) as last_event_at,
-        usage_hourly.window_start_at,
-        usage_hourly.window_end_at
-    from usage_hourly
-    inner join metrics
-        on usage_hourly.metric_code = metrics.metric_code
-    group by
-        usage_hourly.metric_code,
-        usage_hourly.customer_id,
-        usage_hourly.dimensions,
-        usage_hourly.window_start_at,
-        usage_hourly.window_end_at
+        {{ surrogate_key(['metric_code', 'customer_id', 'dimensions', 'presentation_dimensions', 'window_start_at']) }}
+            as usage_hourly_id,
+        metric_code,
+        customer_id,
+        dimensions,
+        presentation_dimensions,
+        quantity,
+        unit,
+        event_count,
+        first_event_at,
+        last_event_at,
+        window_start_at,
+        window_end_at
+    from usage_by_window
 
 )
 

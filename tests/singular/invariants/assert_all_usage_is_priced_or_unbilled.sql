@@ -8,59 +8,40 @@
 
 with
 
-charges as (
+{# What covers the usage of a metric: the charges of the plans that the customer has at the time. #}
+coverage as (
 
     select distinct
-        plan_code,
-        metric_code,
-        charge_code
-    from {{ ref('charges') }}
+        parts.customer_id,
+        charges.metric_code,
+        charges.charge_code,
+        parts.part_start_at,
+        parts.part_end_at
+    from {{ ref('int_service_period_parts') }} as parts
+    inner join {{ ref('charges') }} as charges
+        on
+            parts.plan_code = charges.plan_code
+            and (charges.customer_id is null or parts.customer_id = charges.customer_id)
 
 ),
 
-{# What should appear: once for each charge of the subscriptions that cover it, or once if there is none. #}
+{# What should appear: once for each charge that covers it, or once if there is none. #}
 expected as (
 
     select
         usage.customer_id,
         usage.metric_code,
-        charges.charge_code,
+        coverage.charge_code,
         sum(usage.event_count) as events
     from {{ ref('int_usage_hourly') }} as usage
-    inner join {{ ref('int_service_periods') }} as service_periods
+    left join coverage
         on
-            usage.customer_id = service_periods.customer_id
-            and usage.window_start_at >= service_periods.service_period_start_at
-            and usage.window_start_at < service_periods.service_period_end_at
-    inner join charges
-        on
-            service_periods.plan_code = charges.plan_code
-            and usage.metric_code = charges.metric_code
+            usage.customer_id = coverage.customer_id
+            and usage.metric_code = coverage.metric_code
+            and usage.window_start_at >= coverage.part_start_at
+            and usage.window_start_at < coverage.part_end_at
     where usage.event_count > 0
-    group by usage.customer_id, usage.metric_code, charges.charge_code
-
-    union all
-
-    select
-        usage.customer_id,
-        usage.metric_code,
-        cast(null as varchar) as charge_code,
-        sum(usage.event_count) as events
-    from {{ ref('int_usage_hourly') }} as usage
-    where
-        usage.event_count > 0
-        and not exists (
-            select 1
-            from {{ ref('int_service_periods') }} as service_periods
-            inner join charges
-                on service_periods.plan_code = charges.plan_code
-            where
-                usage.customer_id = service_periods.customer_id
-                and usage.metric_code = charges.metric_code
-                and usage.window_start_at >= service_periods.service_period_start_at
-                and usage.window_start_at < service_periods.service_period_end_at
-        )
-    group by usage.customer_id, usage.metric_code
+    group by usage.customer_id, usage.metric_code, coverage.charge_code
 
 ),
 
@@ -72,6 +53,7 @@ found as (
         charge_code,
         event_count
     from {{ ref('fct_invoice_lines') }}
+    where line_type = 'usage'
 
     union all
 

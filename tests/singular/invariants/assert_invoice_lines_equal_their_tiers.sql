@@ -1,6 +1,6 @@
 {{ config(
     meta={
-        'rule': 'an invoice line is the sum of its tiers in quantity and amount, rounded by at most half a minor unit',
+        'rule': 'a usage or flat line is the sum of its tiers in quantity and amount, rounded by at most half a minor unit',
         'dagster': {'ref': {'name': 'fct_invoice_lines'}}
     }
 ) }}
@@ -25,13 +25,16 @@ select
     tiers_by_line.quantity as tier_quantity,
     lines.unrounded_amount,
     tiers_by_line.unrounded_amount as tier_amount,
-    lines.amount
+    lines.gross_amount
 from {{ ref('fct_invoice_lines') }} as lines
 inner join {{ ref('currencies') }} as currencies
     on lines.currency_code = currencies.currency_code
 left join tiers_by_line
     on lines.line_id = tiers_by_line.line_id
 where
-    lines.billable_quantity <> coalesce(tiers_by_line.quantity, 0)
-    or lines.unrounded_amount <> coalesce(tiers_by_line.unrounded_amount, 0)
-    or round(abs(lines.amount - lines.unrounded_amount) * 2 * power(10, currencies.minor_units), 9) > 1
+    lines.line_type in ('usage', 'flat')
+    and (
+        lines.billable_quantity <> coalesce(tiers_by_line.quantity, 0)
+        or lines.unrounded_amount <> coalesce(tiers_by_line.unrounded_amount, 0)
+        or round(abs(lines.gross_amount - lines.unrounded_amount) * 2 * power(10, currencies.minor_units), 9) > 1
+    )

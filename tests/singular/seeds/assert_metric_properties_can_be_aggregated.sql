@@ -1,11 +1,11 @@
 {{ config(
     meta={
-        'rule': 'the property of a metric is required in every active schema version of its event type, and for sum and max a number with a minimum of at least 0',
+        'rule': 'the property of a metric is required in every active schema version of its event type; it is a number except for unique_count, with a minimum of at least 0 except for unique_count and weighted_sum',
         'dagster': {'ref': {'name': 'billable_metrics'}}
     }
 ) }}
 -- A returned row is a metric and schema version in which the metric's property is missing, optional, not a number or may be
--- negative: a quantity that shrinks cannot be rated by the price under which it grew.
+-- negative: a quantity that shrinks cannot be rated by the price under which it grew. Changes of a level may be negative.
 
 select
     'seeds/catalog/billable_metrics.csv' as seed_file,
@@ -30,6 +30,6 @@ where
     and event_types.status = 'active'
     and (
         not coalesce(properties.is_required, false)
-        or (metrics.aggregation in ('sum', 'max') and properties.data_type not in ('integer', 'decimal'))
-        or (metrics.aggregation in ('sum', 'max') and coalesce(properties.minimum, -1) < 0)
+        or (metrics.aggregation <> 'unique_count' and properties.data_type not in ('integer', 'decimal'))
+        or (metrics.aggregation not in ('unique_count', 'weighted_sum') and coalesce(properties.minimum, -1) < 0)
     )

@@ -4,7 +4,7 @@
         'dagster': {'ref': {'name': 'subscriptions'}}
     }
 ) }}
--- A returned row is a pair of overlapping subscriptions with a metric that both price.
+-- A returned row is a pair of overlapping phases, of different subscriptions, with a metric that both price.
 
 with
 
@@ -14,6 +14,7 @@ priced_metrics as (
         subscriptions.subscription_id,
         subscriptions.customer_id,
         subscriptions.time_zone,
+        subscriptions.started_at as started_local_at,
         charges.metric_code,
         {{ local_to_utc('subscriptions.started_at', 'subscriptions.time_zone') }} as started_at,
         {{ local_to_utc('subscriptions.ended_at', 'subscriptions.time_zone') }} as ended_at
@@ -28,6 +29,8 @@ select
     one.customer_id,
     one.subscription_id,
     other.subscription_id as other_subscription_id,
+    one.started_local_at as started_at,
+    other.started_local_at as other_started_at,
     one.metric_code
 from priced_metrics as one
 inner join priced_metrics as other

@@ -1,0 +1,3 @@
+{% macro instant_before(instant) -%}
+    {{ dbt.dateadd('microsecond', -1, instant) }}
+{%- endmacro %}

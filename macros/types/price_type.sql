@@ -1,0 +1,1 @@
+{% macro price_type() -%} decimal(22, 12) {%- endmacro %}
