@@ -344,9 +344,10 @@ class Draw:
         self.plans.append(plan)
         return plan
 
-    def _validities(self) -> list[tuple[datetime, datetime | None]]:
+    def _validities(self, changes: int | None = None) -> list[tuple[datetime, datetime | None]]:
         """Intervals of versions that follow each other, sometimes with a gap before, between or after them."""
-        starts = sorted({self._moment(datetime(2024, 9, 1), AS_OF) for _ in range(self.random.choice([0, 0, 1, 1, 2]))})
+        changes = self.random.choice([0, 0, 1, 1, 2]) if changes is None else changes
+        starts = sorted({self._moment(datetime(2024, 9, 1), AS_OF) for _ in range(changes)})
         first = self._moment(datetime(2024, 8, 1), datetime(2024, 12, 31)) if self._chance(0.1) else BEGIN
         starts = [first, *(start for start in starts if start > first)]
         ends: list[datetime | None] = [*starts[1:], None]
@@ -366,7 +367,8 @@ class Draw:
         code = f"{plan.code}-{metric.code}"
         charge = DrawnCharge(code, plan.code, metric, zero_usage, "in_arrears", bounds, is_percentage)
         plan.charges.append(charge)
-        for valid_from, valid_to in self._validities():
+        # A level that falls below what an earlier version priced needs changes of price to show.
+        for valid_from, valid_to in self._validities(4 if metric.can_be_negative else None):
             self._usage_version(plan, charge, valid_from, valid_to)
         if not is_percentage:
             self._entitlements(charge, None)
@@ -532,11 +534,13 @@ class Draw:
         self.seeds["accounts/customers"].append({"customer_id": code, "customer_name": code})
         currency = self.random.choice(list(MINOR_UNITS))
         metrics = self.random.sample(self.metrics, 12)
-        kind = self.random.choice(["simple", "change", "change", "pause", "pause", "two", "shared"])
+        kind = self.random.choice(
+            ["simple", "change", "change", "change", "pause", "pause", "level", "two", "two", "shared"]
+        )
         if kind == "shared" and self.plans:
             subscriptions = [self._simple(code, "sub", self.random.choice(self.plans))]
         elif kind == "two":
-            other = currency if self._chance(0.7) else self.random.choice(list(MINOR_UNITS))
+            other = currency if self._chance(0.6) else self.random.choice(list(MINOR_UNITS))
             first = self._plan(f"{code}-p", currency, self._interval(), metrics[:3])
             second = self._plan(f"{code}-q", other, self._interval(), metrics[3:6])
             subscriptions = [self._simple(code, "sub_1", first), self._paused(code, "sub_2", second)]
@@ -548,8 +552,10 @@ class Draw:
             )
             subscriptions = [self._changed(code, "sub", first, second)]
         else:
+            if kind == "level":
+                metrics = [metric for metric in self.metrics if "level" in metric.code]
             plan = self._plan(f"{code}-p", currency, self._interval(), metrics[:5])
-            draw = self._paused if kind == "pause" else self._simple
+            draw = self._simple if kind == "simple" else self._paused
             subscriptions = [draw(code, "sub", plan)]
         for subscription in subscriptions:
             self._subscription_rows(subscription)
@@ -559,7 +565,7 @@ class Draw:
             self._overrides(code, plan)
         self._discounts(code, list(plans.values()))
         grants = self._grants(code, list(plans.values()))
-        self._events(code, subscriptions, grants)
+        self._events(code, subscriptions, grants, storage=0.9 if kind == "level" else 0.25)
 
     def _interval(self) -> str:
         return self.random.choice(["month", "month", "month", "month", "quarter", "year"])
@@ -597,6 +603,10 @@ class Draw:
         """A change of plan, perhaps with a pause, perhaps back again."""
         start = self._start()
         change = self._moment(start + timedelta(days=1), start + timedelta(days=80))
+        if self._chance(0.15):
+            # The second plan has perhaps not begun yet.
+            start = self._moment(datetime(2025, 2, 1), datetime(2025, 4, 5))
+            change = self._moment(AS_OF - timedelta(days=8), AS_OF + timedelta(days=10))
         after = change if self._chance(0.8) else change + timedelta(days=self.random.choice([1, 9]))
         phases: list[tuple[DrawnPlan, datetime, datetime | None]] = [(first, start, change)]
         if self._chance(0.4):
@@ -644,7 +654,7 @@ class Draw:
         """None where the rules leave a choice: totals that can be negative, plans of different intervals or currencies."""
         plans = subscription.plans
         is_unclear = any(plan.can_be_negative for plan in plans) or len({plan.currency for plan in plans}) > 1
-        if is_unclear or not self._chance(0.5):
+        if is_unclear or not self._chance(0.7):
             return
         start, last_end = subscription.phases[0][1], subscription.phases[-1][2]
         row = {
@@ -706,6 +716,7 @@ class Draw:
         if not self._chance(0.6):
             return []
         bounds = []
+        rows: list[dict[str, Any]] = []
         for number in range(self.random.choice([1, 2, 3])):
             code = f"{customer}-grant-{number}"
             effective_at = self._moment(datetime(2024, 8, 1), datetime(2025, 3, 15))
@@ -718,31 +729,46 @@ class Draw:
             if recurrence not in ("day", "week") and (recurrence != "month" or number == 0) and self._chance(0.4):
                 expires_at = None
             currency = self.random.choice(plans).currency
-            self.seeds["pricing/credit_grants"].append(
-                {
-                    "grant_code": code,
-                    "customer_id": customer,
-                    "currency_code": currency,
-                    "amount": max(self._money(currency, 80), Decimal(1)),
-                    "priority": self.random.choice([1, 1, 2]),
-                    "cost_basis": Decimal(self.random.choice(["0", "0.5", "1"])),
-                    "created_at": effective_at - timedelta(days=self.random.choice([0, 0, 3])),
-                    "effective_at": effective_at,
-                    "expires_at": expires_at,
-                    "recurrence": recurrence,
-                }
-            )
-            bounds += [effective_at, *([expires_at] if expires_at else [])]
+            row = {
+                "grant_code": code,
+                "customer_id": customer,
+                "currency_code": currency,
+                "amount": max(self._money(currency, 80), Decimal(1)),
+                "priority": self.random.choice([1, 1, 2]),
+                "cost_basis": Decimal(self.random.choice(["0", "0.5", "1"])),
+                "created_at": effective_at - timedelta(days=self.random.choice([0, 0, 3])),
+                "effective_at": effective_at,
+                "expires_at": expires_at,
+                "recurrence": recurrence,
+            }
+            if rows and rows[-1]["recurrence"] is None and self._chance(0.5):
+                # Equal to the one before in what orders them first.
+                last = rows[-1]
+                row |= {name: last[name] for name in ("currency_code", "priority", "expires_at", "recurrence")}
+                row["effective_at"] = last["effective_at"] + timedelta(days=self.random.choice([0, 2]))
+                row["created_at"] = last["created_at"] + timedelta(days=self.random.choice([-1, 0, 1]))
+                row["cost_basis"] = self.random.choice([last["cost_basis"], row["cost_basis"]])
+            rows.append(row)
+            bounds += [bound for bound in (row["effective_at"], row["expires_at"]) if bound]
             if self._chance(0.3):
-                charges = [charge.code for plan in plans if plan.currency == currency for charge in plan.charges]
+                charges = [c.code for plan in plans if plan.currency == row["currency_code"] for c in plan.charges]
                 self.seeds["pricing/credit_grant_charges"] += [
                     {"grant_code": code, "charge_code": charge} for charge in self.random.sample(charges, 2)
                 ]
+        self.seeds["pricing/credit_grants"] += rows
         return bounds
 
     # ---------- events
 
-    def _events(self, customer: str, subscriptions: Sequence[DrawnSubscription], grants: Sequence[datetime]) -> None:
+    def _events(
+        self,
+        customer: str,
+        subscriptions: Sequence[DrawnSubscription],
+        grants: Sequence[datetime],
+        *,
+        storage: float,
+    ) -> None:
+        """Events of a customer, among them some on each kind of boundary and just before it."""
         moments: list[datetime] = []
         for subscription in subscriptions:
             zone = ZoneInfo(subscription.zone)
@@ -763,7 +789,7 @@ class Draw:
         moments += self.random.sample(moments, 5)
         for number, moment in enumerate(moments):
             if BEGIN < moment < AS_OF:
-                self.events.append(self._event(customer, number, moment))
+                self.events.append(self._event(customer, number, moment, STORAGE if self._chance(storage) else WORK))
 
     def _boundaries(self, subscription: DrawnSubscription) -> list[datetime]:
         """Starts and ends of phases, full periods and prices, in UTC."""
@@ -779,8 +805,7 @@ class Draw:
             bounds += [midnight(starts_on, zone) for starts_on, _ in periods]
         return sorted(set(bounds))
 
-    def _event(self, customer: str, number: int, moment: datetime) -> dict[str, Any]:
-        event_type = WORK if self._chance(0.75) else STORAGE
+    def _event(self, customer: str, number: int, moment: datetime, event_type: str) -> dict[str, Any]:
         properties: dict[str, Any] = {}
         if event_type == WORK:
             properties["amount"] = self.random.choice(
@@ -797,7 +822,7 @@ class Draw:
         else:
             properties["growth"] = str(self._decimal(20, self.random.choice([0, 3, 9])))
             properties["delta"] = str(self.random.choice([4, 4, self._decimal(20, self.random.choice([0, 3, 9]))]))
-            if self._chance(0.45):
+            if self._chance(0.48):
                 properties["delta"] = f"-{properties['delta']}"
         optional: dict[str, list[Any]] = {
             "region": REGIONS,

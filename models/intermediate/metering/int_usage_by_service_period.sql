@@ -18,6 +18,20 @@ definitions as (
 
 ),
 
+{# Levels that cancel out over presentation dimensions are no usage of the group. #}
+carried_levels as (
+
+    select
+        service_period_id,
+        metric_code,
+        dimensions,
+        part_start_at
+    from {{ ref('int_usage_opening_levels') }}
+    group by service_period_id, metric_code, dimensions, part_start_at
+    having sum(level_quantity) <> 0
+
+),
+
 usage_by_service_period as (
 
     select
@@ -48,6 +62,16 @@ usage_by_service_period as (
             and usage.cut_at = service_periods.service_period_end_at
     inner join definitions
         on usage.metric_code = definitions.metric_code
+    where
+        usage.event_count > 0
+        or exists (
+            select 1
+            from carried_levels
+            where
+                usage.service_period_id = carried_levels.service_period_id
+                and usage.metric_code = carried_levels.metric_code
+                and usage.dimensions = carried_levels.dimensions
+        )
 
 )
 

@@ -58,10 +58,10 @@ local_midnights as (
 
     select
         parts.customer_id,
-        {{ local_to_utc(dbt.dateadd('day', 'numbers.number', 'parts.first_local_day_at'), 'parts.time_zone') }} as boundary_at  -- noqa: LT05
+        {{ local_to_utc(dbt.dateadd('day', 'numbers.number', 'parts.first_local_day_at'), 'parts.time_zone') }} as boundary_at
     from parts_with_metered_days as parts
     inner join numbers
-        on numbers.number <= {{ dbt.datediff('parts.part_start_at', 'parts.part_end_at', 'day') }} + 1
+        on numbers.number <= {{ dbt.datediff('parts.part_start_at', 'parts.part_end_at', 'day') }} + 1  -- noqa: LT05
 
 ),
 

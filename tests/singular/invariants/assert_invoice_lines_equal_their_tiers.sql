@@ -6,6 +6,8 @@
 ) }}
 -- A returned row is a line whose quantity or amount its tiers do not explain.
 
+-- A volume charge whose level falls back to nothing by the end of the service period is in no tier: its lines cancel out unpriced.
+
 with
 
 tiers_by_line as (
@@ -17,6 +19,19 @@ tiers_by_line as (
     from {{ ref('fct_invoice_line_tiers') }}
     group by line_id
 
+),
+
+lines as (
+
+    select
+        *,
+        charge_model in ('volume', 'stairstep')
+        and sum(billable_quantity) over (
+            partition by subscription_id, plan_code, charge_code, dimensions, service_period_start_at
+        ) = 0 as cancels_out
+    from {{ ref('fct_invoice_lines') }}
+    where line_type in ('usage', 'flat')
+
 )
 
 select
@@ -26,15 +41,12 @@ select
     lines.unrounded_amount,
     tiers_by_line.unrounded_amount as tier_amount,
     lines.gross_amount
-from {{ ref('fct_invoice_lines') }} as lines
+from lines
 inner join {{ ref('currencies') }} as currencies
     on lines.currency_code = currencies.currency_code
 left join tiers_by_line
     on lines.line_id = tiers_by_line.line_id
 where
-    lines.line_type in ('usage', 'flat')
-    and (
-        lines.billable_quantity <> coalesce(tiers_by_line.quantity, 0)
-        or lines.unrounded_amount <> coalesce(tiers_by_line.unrounded_amount, 0)
-        or round(abs(lines.gross_amount - lines.unrounded_amount) * 2 * power(10, currencies.minor_units), 9) > 1
-    )
+    (lines.billable_quantity <> coalesce(tiers_by_line.quantity, 0) and not lines.cancels_out)
+    or lines.unrounded_amount <> coalesce(tiers_by_line.unrounded_amount, 0)
+    or round(abs(lines.gross_amount - lines.unrounded_amount) * 2 * power(10, currencies.minor_units), 9) > 1
