@@ -24,6 +24,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from orchestration.lib.explain import explain_line
 from orchestration.lib.warehouse import connect
 from tests.integration.conftest import Warehouse
 from tests.integration.oracle import (
@@ -729,7 +730,7 @@ class Draw:
             if recurrence not in ("day", "week") and (recurrence != "month" or number == 0) and self._chance(0.4):
                 expires_at = None
             currency = self.random.choice(plans).currency
-            row = {
+            row: dict[str, Any] = {
                 "grant_code": code,
                 "customer_id": customer,
                 "currency_code": currency,
@@ -976,14 +977,32 @@ def check_conservation(warehouse: Warehouse, seed: int, expected: Expected) -> N
     check("totals of events", seed, {key: {"events": count} for key, count in expected.event_counts.items()}, actual)
 
 
-def build(warehouse: Warehouse, project: Path, draw: Draw) -> None:
-    write_seeds(project, draw.seeds)
-    warehouse.land_events(draw.events)
+def check_explanations(warehouse: Warehouse) -> None:
+    """The SQL that explains a line lists as many events as the line says; a sample with lines of every type."""
     with connect(warehouse.settings) as connection:
-        # As if they had come in just before as_of.
-        for table in ("raw.usage_events", "raw.load_batches"):
-            connection.execute(f"update {table} set received_at = ?", [AS_OF - timedelta(minutes=1)])
-    warehouse.build(as_of=AS_OF.isoformat(sep=" "))
+        sample = connection.execute(
+            "select line_id, line_type, event_count from marts.fct_invoice_lines "
+            "qualify row_number() over (partition by line_type, charge_model order by line_id) <= 15"
+        ).fetchall()
+        assert {line_type for _, line_type, _ in sample} == {"usage", "flat", "minimum", "commitment", "credit"}
+        for line_id, line_type, event_count in sample:
+            explanation = explain_line(connection, line_id)
+            assert line_id in explanation.text
+            assert (explanation.events_sql is not None) == (line_type == "usage")
+            if explanation.events_sql is not None:
+                assert len(connection.execute(explanation.events_sql).fetchall()) == event_count, explanation.text
+
+
+def build(warehouse: Warehouse, project: Path, draw: Draw) -> None:
+    """In two steps, so that what the second build adds to the first must equal what the oracle sees at once."""
+    write_seeds(project, draw.seeds)
+    for part in (draw.events[::2], draw.events[1::2]):
+        warehouse.land_events(part)
+        with connect(warehouse.settings) as connection:
+            # As if they had come in just before as_of.
+            for table in ("raw.usage_events", "raw.load_batches"):
+                connection.execute(f"update {table} set received_at = ?", [AS_OF - timedelta(minutes=1)])
+        warehouse.build(as_of=AS_OF.isoformat(sep=" "))
     assert warehouse.outcome_counts() == {"accepted": len(draw.events), "duplicate": 0, "rejected": 0}
 
 
@@ -1019,6 +1038,7 @@ def test_marts_equal_the_oracle(warehouse_of_copy: Warehouse, project_copy: Path
     check("lines", seed, {key: expected_values(line) for key, line in expected.lines.items()}, lines)
     check("credits", seed, {key: {"amount": amount} for key, amount in expected.credits.items()}, credits)
     check_conservation(warehouse, seed, expected)
+    check_explanations(warehouse)
     assert expected.cases > 300
     shutil.rmtree(folder)
 
