@@ -611,7 +611,7 @@ class Draw:
         after = change if self._chance(0.8) else change + timedelta(days=self.random.choice([1, 9]))
         phases: list[tuple[DrawnPlan, datetime, datetime | None]] = [(first, start, change)]
         if self._chance(0.4):
-            back = self._moment(after + timedelta(days=1), after + timedelta(days=25))
+            back = self._moment(after + timedelta(days=1), after + timedelta(days=self.random.choice([6, 25])))
             phases += [(second, after, back), (first, back, self._end(back))]
         else:
             phases.append((second, after, self._end(after)))
@@ -662,7 +662,7 @@ class Draw:
             "commitment_code": f"{subscription.code}-commitment",
             "subscription_id": subscription.code,
             "currency_code": plans[0].currency,
-            "amount": self._money(plans[0].currency, 400),
+            "amount": max(self._money(plans[0].currency, self.random.choice([300, 9_000])), Decimal(1)),
         }
         if len({plan.interval for plan in plans}) == 1 and self._chance(0.6):
             valid_from = self.random.choice([BEGIN, self._moment(start, start + timedelta(days=60))])

@@ -75,7 +75,15 @@ fixed_discounts_by_service_period as (
 lines_with_percentages as (
 
     select
-        rated_charges.*,
+        rated_charges.line_id,
+        rated_charges.service_period_id,
+        rated_charges.customer_id,
+        rated_charges.currency_code,
+        rated_charges.minor_units,
+        rated_charges.charge_code,
+        rated_charges.dimensions,
+        rated_charges.segment_start_at,
+        rated_charges.unrounded_amount,
         {%- for rank in range(1, 6) %}
         percentages_by_line.percentage_{{ rank }},
         {%- endfor %}
@@ -172,15 +180,13 @@ shares_ranked as (
 discounted_charges as (
 
     select
-        {%- for column in [
-            'service_period_id', 'subscription_id', 'customer_id', 'plan_code', 'charge_code', 'price_version', 'metric_code',
-            'charge_name', 'charge_model', 'dimensions', 'time_zone', 'billing_period', 'currency_code', 'minor_units',
-            'metered_quantity', 'included_quantity_used', 'billable_quantity', 'unrounded_amount', 'gross_amount',
-            'discount_codes', 'event_count', 'first_event_at', 'last_event_at', 'service_period_start_at',
-            'service_period_end_at', 'due_at', 'segment_start_at', 'segment_end_at'
-        ] %}
-        lines.{{ column }},
-        {%- endfor %}
+        lines.service_period_id,
+        lines.customer_id,
+        lines.currency_code,
+        lines.charge_code,
+        lines.dimensions,
+        lines.segment_start_at,
+        lines.discount_codes,
         lines.line_id,
         cast(
             lines.amount_minor

@@ -1,5 +1,13 @@
-{# All lines of all kinds, in one shape. #}
+{# All lines of all kinds, in one shape. A view: the mart is the table. #}
+{{ config(materialized='view') }}
+
 with
+
+rated_charges as (
+
+    select * from {{ ref('int_rated_charges') }}
+
+),
 
 limited_charges as (
 
@@ -62,37 +70,44 @@ currencies as (
 charge_lines as (
 
     select
-        line_id,
-        service_period_id,
-        charge_code,
-        metric_code,
+        rated_charges.line_id,
+        rated_charges.service_period_id,
+        rated_charges.charge_code,
+        rated_charges.metric_code,
         cast(null as varchar) as commitment_code,
         cast(null as varchar) as credit_grant_code,
         cast(null as varchar) as paid_line_id,
-        case when charge_model = 'flat' then 'flat' else 'usage' end as line_type,
-        charge_name || case when dimensions = '{}' then '' else ' ' || dimensions end as description,
-        charge_model,
-        dimensions,
-        discount_codes,
-        billing_period,
-        price_version,
-        metered_quantity,
-        included_quantity_used,
-        billable_quantity,
-        event_count,
-        first_event_at,
-        last_event_at,
-        unrounded_amount,
-        gross_amount,
-        {{ from_minor_units(in_minor_units('gross_amount', 'minor_units') ~ ' - discounted_minor', 'minor_units') }}
-            as discount_amount,
-        {{ from_minor_units('discounted_minor - amount_minor', 'minor_units') }} as maximum_reduction_amount,
-        amount_minor,
-        due_at,
-        segment_start_at,
-        segment_end_at,
+        case when rated_charges.charge_model = 'flat' then 'flat' else 'usage' end as line_type,
+        rated_charges.charge_name
+        || case when rated_charges.dimensions = '{}' then '' else ' ' || rated_charges.dimensions end as description,
+        rated_charges.charge_model,
+        rated_charges.dimensions,
+        limited_charges.discount_codes,
+        rated_charges.billing_period,
+        rated_charges.price_version,
+        rated_charges.metered_quantity,
+        rated_charges.included_quantity_used,
+        rated_charges.billable_quantity,
+        rated_charges.event_count,
+        rated_charges.first_event_at,
+        rated_charges.last_event_at,
+        rated_charges.unrounded_amount,
+        rated_charges.gross_amount,
+        {{ from_minor_units(
+            in_minor_units('rated_charges.gross_amount', 'rated_charges.minor_units') ~ ' - limited_charges.discounted_minor',
+            'rated_charges.minor_units'
+        ) }} as discount_amount,
+        {{ from_minor_units(
+            'limited_charges.discounted_minor - limited_charges.amount_minor', 'rated_charges.minor_units'
+        ) }} as maximum_reduction_amount,
+        limited_charges.amount_minor,
+        rated_charges.due_at,
+        rated_charges.segment_start_at,
+        rated_charges.segment_end_at,
         cast(null as timestamp) as credit_grant_start_at
-    from limited_charges
+    from rated_charges
+    inner join limited_charges
+        on rated_charges.line_id = limited_charges.line_id
 
 ),
 

@@ -6,7 +6,7 @@
 ) }}
 -- A returned row is a line whose quantity or amount its tiers do not explain.
 
--- A volume charge whose level falls back to nothing by the end of the service period is in no tier: its lines cancel out unpriced.
+-- A volume charge whose level falls back to nothing by the end of the service period is in no tier: its lines cancel out.
 
 with
 
