@@ -16,7 +16,7 @@ EVENTS ?=
 TOTALS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-dbt test-python oracle lint parse dev lock clean
+.PHONY: help setup demo test test-dbt test-python conformance oracle lint parse dev lock clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ test-dbt: $(INSTALLED) ## Build an empty warehouse, with dbt's unit tests and da
 
 test-python: $(INSTALLED) ## pytest: unit tests and integration tests on warehouses of their own
 	$(BIN)/python -m pytest -n 2
+
+conformance: $(INSTALLED) ## Rate the priced cases of public billing systems and say which run, agree, differ, or do not apply
+	$(BIN)/python -m pytest tests/integration/test_conformance.py -q -n 0
 
 oracle: $(INSTALLED) ## Rate BOOKS random price books (20 by default, about 800 cases each) and hold them against the oracle
 	METERING_ORACLE_EXAMPLES=$(BOOKS) $(BIN)/python -m pytest tests/integration/test_rating_oracle.py -q -s

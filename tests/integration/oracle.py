@@ -62,11 +62,6 @@ def positive(value: Fraction) -> Fraction:
     return max(value, ZERO)
 
 
-def covered(units: Fraction, included: Fraction) -> Fraction:
-    """What an entitlement covers of the billable units."""
-    return min(positive(units), included)
-
-
 # ---------- time
 
 
@@ -266,6 +261,8 @@ class Metric:
         return MeteredEvent(instant_of(event), event["idempotency_key"], value, text)
 
     def billable_units(self, quantity: Fraction) -> Fraction:
+        if quantity < 0:
+            return ZERO
         units = rounded(quantity / (number(self.row.get("unit_size")) or 1), QUANTITY_DECIMALS)
         rounding = self.row.get("quantity_rounding")
         return rounded_in_steps(units, rounding, self.row.get("quantity_scale") or 0) if rounding else units
@@ -821,9 +818,7 @@ class Entitlement:
             result[period] = self.included[period] + carried
             row = self._row_at_start(period)
             limit = number(row.get("rollover_limit")) if row is not None else None
-            carried = (
-                ZERO if limit is None else min(limit, positive(result[period] - positive(units.get(period, ZERO))))
-            )
+            carried = ZERO if limit is None else min(limit, positive(result[period] - units.get(period, ZERO)))
         return result
 
 
@@ -1145,7 +1140,7 @@ class Oracle:
         before, through = usage.units(span.start), usage.units(span.end)
         line.metered_quantity = usage.metered(span.end) - usage.metered(span.start)
         line.billable_quantity = positive(through - included) - positive(before - included)
-        line.included_quantity_used = covered(through, included) - covered(before, included)
+        line.included_quantity_used = min(through, included) - min(before, included)
         line.unrounded_amount = priced(span, is_first=is_first)
         for piece in self._slices(usage.period, span):
             # A flat amount that is due at once is due with the first usage of the first line.
@@ -1163,7 +1158,7 @@ class Oracle:
         amounts = rated_tiers(segment.version, tiers, ZERO, total, total, is_first=True)
         line.metered_quantity = usage.metered(period.end)
         line.billable_quantity = total
-        line.included_quantity_used = covered(usage.total_units, included)
+        line.included_quantity_used = min(usage.total_units, included)
         if period.active_days == 0:
             whole = sum(amounts, ZERO) if span.end == period.end else ZERO
             line.slices = [Slice(span.start, whole)]

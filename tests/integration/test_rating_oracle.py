@@ -56,7 +56,8 @@ ZONES = [
     "Asia/Kathmandu",
     "Australia/Lord_Howe",
     "Australia/Lord_Howe",
-    "Europe/Berlin",
+    # Has no midnight on 2025-03-30.
+    "Asia/Beirut",
 ]
 INTERVALS = {"month": 1, "quarter": 3, "year": 12}
 
@@ -211,7 +212,8 @@ class Draw:
     def _moment(self, first: datetime, last: datetime) -> datetime:
         """A time between two, often at midnight or in the middle of an hour, and on days on which periods begin.
 
-        Never between 0 and 4 o'clock: read as a wall clock it exists once in every zone.
+        Read as a wall clock it exists once in every zone: it is never between 0 and 4 o'clock, nor on an evening that
+        Beirut has twice.
         """
         days = [first + timedelta(days=number) for number in range(max((last - first).days, 0) + 1)]
         if self._chance(0.25):
@@ -220,7 +222,8 @@ class Draw:
         hour, minute, second, micro = self.random.choice(
             [(0, 0, 0, 0), (0, 0, 0, 0), (12, 0, 0, 0), (5, 30, 0, 0), (17, 7, 33, 0), (23, 59, 59, 999_999)]
         )
-        return day.replace(hour=hour, minute=minute, second=second, microsecond=micro)
+        moment = day.replace(hour=hour, minute=minute, second=second, microsecond=micro)
+        return moment.replace(hour=22) if moment.date() == date(2024, 10, 26) else moment
 
     # ---------- metrics
 
@@ -745,7 +748,7 @@ class Draw:
             if rows and rows[-1]["recurrence"] is None and self._chance(0.5):
                 # Equal to the one before in what orders them first.
                 last = rows[-1]
-                row |= {name: last[name] for name in ("currency_code", "priority", "expires_at", "recurrence")}
+                row |= {name: last[name] for name in ("priority", "expires_at", "recurrence")}
                 row["effective_at"] = last["effective_at"] + timedelta(days=self.random.choice([0, 2]))
                 row["created_at"] = last["created_at"] + timedelta(days=self.random.choice([-1, 0, 1]))
                 row["cost_basis"] = self.random.choice([last["cost_basis"], row["cost_basis"]])
@@ -1047,7 +1050,7 @@ def test_the_drawn_books_hold_every_rule() -> None:
     """Whatever docs/rating.md names is drawn within a few books, and rated into lines of every type."""
     drawn: dict[str, set[Any]] = defaultdict(set)
     line_types: Counter[str] = Counter()
-    for seed in range(4):
+    for seed in range(3):
         draw = Draw(seed)
         for seed_name, rows in draw.seeds.items():
             for row in rows:
