@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+import duckdb
 
 from orchestration.lib.demo import run_demo
 from orchestration.lib.explain import explain_line
@@ -18,7 +19,7 @@ from orchestration.lib.invoices import describe_invoice, list_invoices
 from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals
 from orchestration.lib.project import MeteringError, build, read_settings
 from orchestration.lib.sync import guarded_sync
-from orchestration.lib.warehouse import connect
+from orchestration.lib.warehouse import connect, require_successful_build
 
 
 class _Instant(click.ParamType[str]):
@@ -107,12 +108,21 @@ def sync(period: str | None) -> None:
         raise MeteringError("\n".join(["The sync needs attention:", *report.problems]))
 
 
+def _warn_of_unfinished_build(connection: duckdb.DuckDBPyConnection) -> None:
+    """What is printed may come from several builds when the last one failed: say so, on standard error."""
+    try:
+        require_successful_build(connection)
+    except MeteringError as error:
+        click.echo(f"warning: {error}", err=True)
+
+
 @cli.command()
 @click.option("--customer", metavar="ID", help="Only this customer.")
 @click.option("--period", metavar="YYYY-MM", help="Only this billing period.")
 def invoices(customer: str | None, period: str | None) -> None:
     """Print draft invoices with their lines; metering explain takes the id in front of a line."""
     with connect(read_settings()) as connection:
+        _warn_of_unfinished_build(connection)
         found = list_invoices(connection, customer_id=customer, billing_period=period)
     for invoice in found:
         click.echo(describe_invoice(invoice))
@@ -129,6 +139,7 @@ def explain(line_id: str, events: bool) -> None:
     The beginning of the id, as metering invoices prints it, is enough.
     """
     with connect(read_settings()) as connection:
+        _warn_of_unfinished_build(connection)
         explanation = explain_line(connection, line_id)
         click.echo(explanation.text)
         if events and explanation.events_sql is not None:

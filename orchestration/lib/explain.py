@@ -196,7 +196,8 @@ def _usage(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any], event
     else:
         parts.append("events          none under this price")
     listed = connection.execute(f"select count(*) from ({events_sql}) as events").fetchone()
-    parts.append(f"                the SQL below lists {listed[0] if listed else 0:,} in the warehouse now")
+    earlier = ", with the earlier changes that make the level" if metric["aggregation"] == "weighted_sum" else ""
+    parts.append(f"                the SQL below lists {listed[0] if listed else 0:,} in the warehouse now{earlier}")
     return parts
 
 
@@ -286,18 +287,24 @@ def _events_sql(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any]) 
     conditions = [
         f"customer_id = {_literal(line['customer_id'])}",
         f"event_type = {_literal(metric['event_type'])}",
-        f"occurred_at >= timestamp '{line['price_start_at'].isoformat(sep=' ')}'",
+        # A level is the sum of all changes before.
+        *(
+            []
+            if metric["aggregation"] == "weighted_sum"
+            else [f"occurred_at >= timestamp '{line['price_start_at'].isoformat(sep=' ')}'"]
+        ),
         f"occurred_at < timestamp '{line['price_end_at'].isoformat(sep=' ')}'",
         *_filter_conditions(filters),
     ]
-    # A line for a charge without usage names no dimension values.
-    if line["event_count"] or line["dimensions"] != "{}":
-        conditions += [
-            f"{_property(row['property_name'])} is null"
-            if row["dimension_value"] is None
-            else f"{_property(row['property_name'])} = {_literal(row['dimension_value'])}"
-            for row in dimensions
-        ]
+    conditions += [
+        f"{_property(row['property_name'])} is null"
+        if row["dimension_value"] is None
+        else f"{_property(row['property_name'])} = {_literal(row['dimension_value'])}"
+        for row in dimensions
+    ]
+    # The line of a charge that has no priced usage names no dimension values, so none of the events are its own.
+    if dimensions and line["dimensions"] == "{}":
+        conditions.append("false")
     return (
         "select idempotency_key, occurred_at, properties\nfrom staging.stg_usage_events\nwhere\n    "
         + "\n    and ".join(conditions)

@@ -1326,12 +1326,15 @@ class Oracle:
     def _term_shortfalls(
         self, row: Row, subscription: Subscription, periods: Sequence[ServicePeriod], lines: Sequence[Line]
     ) -> Iterator[tuple[ServicePeriod, Fraction]]:
-        """What a term lacks of a commitment, and the service period that holds its last instant (step 6)."""
+        """What a term lacks of a commitment, and the service period that holds its last instant (step 6).
+
+        A term that begins after the end of the subscription has none.
+        """
         held = validity(row, subscription.zone)
         last_instant = min(held.end, max(phase.span.end for phase in subscription.phases)) - TICK
         reached = sum((line.amount for line in lines if held.holds(line.period.start)), ZERO)
         for period in periods:
-            if period.holds(last_instant):
+            if held.holds(last_instant) and period.holds(last_instant):
                 yield period, Fraction(row["amount"]) - reached
 
     # ---------- credits

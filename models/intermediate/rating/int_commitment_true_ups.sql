@@ -160,6 +160,7 @@ last_parts_of_terms as (
         on
             commitments.subscription_id = parts.subscription_id
             and commitments.counts_until_at > parts.part_start_at
+            and commitments.from_at < parts.part_end_at
     where commitments.true_up = 'term'
 
 ),

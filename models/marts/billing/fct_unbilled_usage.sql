@@ -22,6 +22,34 @@ usage_by_month as (
 
 ),
 
+levels_not_priced as (
+
+    select * from {{ ref('int_levels_not_priced') }}
+
+),
+
+usage_and_levels as (
+
+    select
+        {{ keys | join(',\n        ') }},
+        quantity,
+        event_count,
+        first_event_at,
+        last_event_at
+    from usage_by_month
+
+    union all
+
+    select
+        {{ keys | join(',\n        ') }},
+        quantity,
+        event_count,
+        first_event_at,
+        last_event_at
+    from levels_not_priced
+
+),
+
 unbilled_usage as (
 
     select
@@ -38,13 +66,15 @@ unbilled_usage as (
             when 'no_charge' then 'No plan of the customer has a charge for the metric'
             when 'no_price'
                 then 'The charge has no price that is valid at the time of the usage and fits its dimension values'
+            when 'no_price_for_level'
+                then 'The level lasted while the charge had no price that fits: the part of the quantity that none covers'
         end as reason_message,
         quantity,
         event_count,
         first_event_at,
         last_event_at,
         month_start_at
-    from usage_by_month
+    from usage_and_levels
 
 )
 

@@ -1,0 +1,107 @@
+{# A level needs no event to be usage, so what of it no price covers shows in no hour: it is what the service period has beyond
+   the growth that its price segments price. #}
+with
+
+definitions as (
+
+    select * from {{ ref('int_metric_definitions') }}
+    where aggregation = 'weighted_sum'
+
+),
+
+usage_by_service_period as (
+
+    select usage.*
+    from {{ ref('int_usage_by_service_period') }} as usage
+    inner join definitions
+        on usage.metric_code = definitions.metric_code
+
+),
+
+plan_charges as (
+
+    select * from {{ ref('int_plan_charges') }}
+
+),
+
+price_segments as (
+
+    select * from {{ ref('int_price_segments') }}
+
+),
+
+tier_sets as (
+
+    select * from {{ ref('int_tier_sets') }}
+
+),
+
+usage_at_cuts as (
+
+    select * from {{ ref('int_usage_at_cuts') }}
+
+),
+
+priced_growth as (
+
+    select
+        price_segments.service_period_id,
+        price_segments.charge_code,
+        tier_sets.dimensions,
+        sum(coalesce(usage_through.quantity, 0) - coalesce(usage_before.quantity, 0)) as quantity
+    from price_segments
+    inner join definitions
+        on price_segments.metric_code = definitions.metric_code
+    inner join tier_sets
+        on
+            price_segments.charge_code = tier_sets.charge_code
+            and price_segments.price_version = tier_sets.price_version
+    left join usage_at_cuts as usage_before
+        on
+            price_segments.service_period_id = usage_before.service_period_id
+            and price_segments.metric_code = usage_before.metric_code
+            and tier_sets.dimensions = usage_before.dimensions
+            and price_segments.segment_start_at = usage_before.cut_at
+    left join usage_at_cuts as usage_through
+        on
+            price_segments.service_period_id = usage_through.service_period_id
+            and price_segments.metric_code = usage_through.metric_code
+            and tier_sets.dimensions = usage_through.dimensions
+            and price_segments.segment_end_at = usage_through.cut_at
+    group by
+        price_segments.service_period_id,
+        price_segments.charge_code,
+        tier_sets.dimensions
+
+),
+
+levels_not_priced as (
+
+    select
+        usage.metric_code,
+        usage.customer_id,
+        usage.dimensions,
+        usage.subscription_id,
+        plan_charges.charge_code,
+        'no_price_for_level' as reason_code,
+        usage.service_period_start_at as month_start_at,
+        cast(usage.quantity - coalesce(priced_growth.quantity, 0) as {{ quantity_total_type() }}) as quantity,
+        cast(0 as bigint) as event_count,
+        cast(null as timestamp) as first_event_at,
+        cast(null as timestamp) as last_event_at
+    from usage_by_service_period as usage
+    inner join plan_charges
+        on
+            usage.subscription_id = plan_charges.subscription_id
+            and usage.plan_code = plan_charges.plan_code
+            and usage.metric_code = plan_charges.metric_code
+    left join priced_growth
+        on
+            usage.service_period_id = priced_growth.service_period_id
+            and plan_charges.charge_code = priced_growth.charge_code
+            and usage.dimensions = priced_growth.dimensions
+    where usage.quantity <> coalesce(priced_growth.quantity, 0)
+
+)
+
+select * from levels_not_priced
