@@ -52,7 +52,7 @@ select
     record_metadata:offset::bigint as line_number,
     'kafka/' || record_metadata:topic::varchar as source,
     to_timestamp_ntz(record_metadata:SnowflakeConnectorPushTime::bigint, 3) as received_at,
-    case when typeof(record_content) = 'VARCHAR' then record_content::varchar else to_json(record_content) end as line
+    record_content::varchar as line
 from raw.landed_kafka_records;
 
 -- Made before the pipe, and showing what is there already, so that no row escapes it. Reading it in an INSERT moves its offset in
@@ -80,7 +80,7 @@ records as (
         coalesce(received_at, convert_timezone('UTC', current_timestamp())::timestamp_ntz) as received_at,
         line,
         try_parse_json(line) as record,
-        coalesce(typeof(try_parse_json(line)) = 'OBJECT', false) as is_object,
+        coalesce(left(to_json(try_parse_json(line)), 1) = '{', false) as is_object,
         coalesce(try_parse_json(line):specversion is not null, false) as is_cloud_event
     from raw.landed_records_new
     where trim(line) <> ''
@@ -109,11 +109,8 @@ select
         as customer_id,
     case when records.is_cloud_event then records.record:time::varchar else records.record:occurred_at::varchar end
         as occurred_at,
-    case
-        when typeof(iff(records.is_cloud_event, records.record:data, records.record:properties)) = 'VARCHAR'
-            then iff(records.is_cloud_event, records.record:data, records.record:properties)::varchar
-        else nullif(to_json(iff(records.is_cloud_event, records.record:data, records.record:properties)), 'null')
-    end as properties,
+    case when records.is_cloud_event then records.record:data::varchar else records.record:properties::varchar end
+        as properties,
     records.record:corrects::varchar as corrects,
     records.record:correction::varchar as correction,
     case when not records.is_object then 'unparseable_json' end as landing_error_code,
