@@ -61,7 +61,7 @@ create stream if not exists raw.landed_records_new on view raw.landed_records ap
 
 create task if not exists raw.move_landed_records
     warehouse = metering_load
-    schedule = '1 minute'
+    schedule = 'using cron 0 * * * * UTC'
     allow_overlapping_execution = false
     when system$stream_has_data('raw.landed_records_new')
 as

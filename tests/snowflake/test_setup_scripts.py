@@ -54,7 +54,7 @@ ABSENT = [
     rf"alter schema {NAME} set data_retention_time_in_days = [0-9]+",
     rf"create row access policy if not exists {NAME} as \([a-z_]+ varchar\) returns boolean -> exists \(.*\)",
     rf"create stream if not exists {NAME} on view {NAME} append_only = true show_initial_rows = true",
-    rf"create task if not exists {NAME} warehouse = {NAME} schedule = '1 minute' allow_overlapping_execution = false"
+    rf"create task if not exists {NAME} warehouse = {NAME} schedule = 'using cron [0-9*, /]+ UTC' allow_overlapping_execution = false"
     rf" when system\$stream_has_data\('{NAME}'\) as insert into .*",
     rf"alter task {NAME} resume",
     rf"create pipe if not exists {NAME} as copy into .* file_format = \(format_name = '{NAME}'\) on_error = skip_file",
