@@ -30,11 +30,16 @@ create table if not exists raw.landed_lines (
 );
 
 ---------- Kafka
--- What the connector writes. Let it pass values as text (value.converter = StringConverter): a record that is no JSON lands too.
+-- The older connector (Snowpipe Streaming, classic) writes these two columns by itself. The present one would match names of the
+-- record with names of columns and drop what has none; its pipe, which must be called like the table, keeps the record whole.
 create table if not exists raw.landed_kafka_records (
     record_metadata variant,
     record_content variant
 );
+
+create pipe if not exists raw.landed_kafka_records as
+copy into raw.landed_kafka_records (record_metadata, record_content)
+from (select $1:RECORD_METADATA, $1 from table(data_source(type => 'STREAMING')));
 
 ---------- one form for both
 create view if not exists raw.landed_records change_tracking = true as
@@ -52,7 +57,8 @@ select
     record_metadata:offset::bigint as line_number,
     'kafka/' || record_metadata:topic::varchar as source,
     to_timestamp_ntz(record_metadata:SnowflakeConnectorPushTime::bigint, 3) as received_at,
-    record_content::varchar as line
+    -- A value that the connector took as text may stand in a member of its own.
+    coalesce(record_content:RECORD_CONTENT, record_content)::varchar as line
 from raw.landed_kafka_records;
 
 -- Made before the pipe, and showing what is there already, so that no row escapes it. Reading it in an INSERT moves its offset in
@@ -147,3 +153,4 @@ on_error = skip_file;
 grant read, write on stage raw.usage_event_files to role metering_loader;
 grant monitor, operate on pipe raw.usage_event_files_pipe to role metering_loader;
 grant select, insert on table raw.landed_kafka_records to role metering_loader;
+grant monitor, operate on pipe raw.landed_kafka_records to role metering_loader;

@@ -58,6 +58,8 @@ ABSENT = [
     rf" when system\$stream_has_data\('{NAME}'\) as insert into .*",
     rf"alter task {NAME} resume",
     rf"create pipe if not exists {NAME} as copy into .* file_format = \(format_name = '{NAME}'\) on_error = skip_file",
+    rf"create pipe if not exists ({NAME}) as copy into \1 \([a-z_, ]+\) from"
+    r" \(select [$A-Z0-9_:, ]+ from table\(data_source\(type => 'STREAMING'\)\)\)",
 ]
 
 
@@ -277,6 +279,7 @@ def test_kafka_records_are_known_by_topic_partition_and_offset(account: Snowflak
         (99999, '{"idempotency_key": "k1"}'),
         (100000, '{"idempotency_key": "k2"}'),
         (100001, "[1]"),
+        (100002, '{"RECORD_METADATA": {}, "RECORD_CONTENT": {"idempotency_key": "k3"}}'),
     ]:
         account.cursor().execute(
             "insert into raw.landed_kafka_records select parse_json(%s), parse_json(%s)",
@@ -295,4 +298,5 @@ def test_kafka_records_are_known_by_topic_partition_and_offset(account: Snowflak
         ("kafka/usage/3/0", 99999, "kafka/usage", at, "k1", None),
         ("kafka/usage/3/1", 100000, "kafka/usage", at, "k2", None),
         ("kafka/usage/3/1", 100001, "kafka/usage", at, None, "[1]"),
+        ("kafka/usage/3/1", 100002, "kafka/usage", at, "k3", None),
     ]
