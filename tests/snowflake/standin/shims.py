@@ -1,0 +1,209 @@
+"""Where fakesnow 0.12.1 departs from Snowflake in what this project uses, and the mending of it.
+
+Each function mends one thing; its docstring says what goes wrong without it and what Snowflake does. `install` applies them all, once
+a process, before the server starts.
+
+Not shown here, since DuckDB runs the statements: the scale that Snowflake gives to products and quotients (products keep all digits,
+quotients are doubles unless `exact_quotients` knows better), its 38 digits for integers declared bigint or integer, nanoseconds, and
+its rule that a failed statement leaves its transaction open. `test_compiled_sql` holds the SQL itself against these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import duckdb
+import fakesnow.arrow as arrow
+import fakesnow.transforms as transforms
+import pyarrow as pa
+import snowflake.connector.errors as snowflake_errors
+import sqlglot
+from fakesnow.cursor import FakeSnowflakeCursor
+from fakesnow.transforms.merge import operations as merge_operations
+from sqlglot import exp
+
+_COMMENTS = re.compile(r"/\*.*?\*/", re.DOTALL)
+_STATEMENT_DONE = "select 'Statement executed successfully.' as status"
+
+# Statements about accounts and sessions, which a single user on loopback has no use for.
+_WITHOUT_EFFECT = re.compile(
+    r"""\s*(
+        alter\s+session\s+(un)?set\b
+        | (grant|revoke)\s
+        | (create|alter|drop)\s+(or\s+replace\s+)?(role|warehouse|user|resource\s+monitor)\b
+        | alter\s+(table|view)\b.*?\balter\b.*?\bcomment\s+\$\$
+    )""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+# What dbt-snowflake asks before it sets a query tag or grants anything: no tag is set and nobody has been granted anything.
+_ANSWERS = [
+    (
+        re.compile(r"show\s+parameters\s+like\s+'query_tag'", re.IGNORECASE),
+        """select 'QUERY_TAG' as "key", '' as "value", '' as "default", '' as "level", '' as "description", """
+        """'STRING' as "type" """,
+    ),
+    (
+        re.compile(r"show\s+grants\s+on\b", re.IGNORECASE),
+        """select '' as "created_on", '' as "privilege", '' as "granted_on", '' as "name", '' as "granted_to", """
+        """'' as "grantee_name", '' as "grant_option", '' as "granted_by" where false""",
+    ),
+]
+
+_timestamp_struct = arrow.timestamp_to_sf_struct
+
+Execute = Callable[..., FakeSnowflakeCursor]
+
+
+def _number(precision: int, scale: int) -> exp.DataType:
+    return exp.DataType.build(f"decimal({precision}, {scale})", dialect="duckdb")
+
+
+def exact_sums(expression: exp.Expression) -> exp.Expression:
+    """fakesnow sums over TRY_CAST(x AS DOUBLE), which turns money into floats. Snowflake sums NUMBERs as NUMBER(38, s)."""
+    return expression
+
+
+def whole_numbers_of_38_digits(expression: exp.Expression) -> exp.Expression:
+    """fakesnow makes a BIGINT of NUMBER(38, 0), which overflows at 19 digits. Snowflake keeps 38, and so does DECIMAL(38, 0).
+
+    The integer types stay BIGINT, whose results the connector reads as int; in Snowflake they are NUMBER(38, 0) as well.
+    """
+    if isinstance(expression, exp.DataType):
+        if expression.this == exp.DType.DECIMAL:
+            return expression if expression.expressions else _number(38, 0)
+        if expression.this in (exp.DType.INT, exp.DType.SMALLINT, exp.DType.TINYINT):
+            return exp.DataType.build("bigint", dialect="duckdb")
+    return expression
+
+
+def exact_quotients(expression: exp.Expression) -> exp.Expression:
+    """DuckDB divides decimals as doubles. Snowflake divides them as decimals, and without rounding where nothing remains.
+
+    Known by its form: (a - mod(a, b)) / b, the way to write an exact division in Snowflake, which has no integer division.
+    """
+    if isinstance(expression, exp.Div):
+        dividend = expression.left.unnest()
+        divisor = expression.right
+        if isinstance(dividend, exp.Sub):
+            remainder = dividend.right
+            if isinstance(remainder, exp.Mod) and (remainder.left, remainder.right) == (dividend.left, divisor):
+                hugeint = exp.DataType.build("hugeint", dialect="duckdb")
+                quotient = exp.IntDiv(this=exp.cast(dividend.left, hugeint), expression=exp.cast(divisor, hugeint))
+                return exp.Paren(this=exp.cast(quotient, _number(38, 0)))
+    return expression
+
+
+def temporary_tables_in_a_schema(expression: exp.Expression) -> exp.Expression:
+    """DuckDB keeps temporary tables in a catalog of their own and refuses a qualified name. Snowflake has them in the schema.
+
+    They become ordinary tables, which dbt drops or replaces by itself.
+    """
+    properties = expression.args.get("properties")
+    if isinstance(expression, exp.Create) and properties:
+        table = expression.find(exp.Table)
+        if table is not None and table.args.get("db"):
+            kept = [one for one in properties.expressions if not isinstance(one, exp.TemporaryProperty)]
+            expression.set("properties", exp.Properties(expressions=kept) if kept else None)
+    return expression
+
+
+def timestamps_that_may_be_null(timestamps: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """fakesnow sends a null timestamp as 1970-01-01, having lost which are null. Snowflake sends null."""
+    whole = timestamps.combine_chunks() if isinstance(timestamps, pa.ChunkedArray) else timestamps
+    known = whole.fill_null(0)
+    sent = _timestamp_struct(known)
+    return pa.StructArray.from_arrays(
+        [sent.field(number) for number in range(sent.type.num_fields)],
+        fields=list(sent.type),
+        mask=whole.is_null(),
+    )
+
+
+def _merge(cursor: FakeSnowflakeCursor, merge: exp.Merge, params: Any, execute: Callable[..., None]) -> None:
+    """fakesnow splits MERGE into a join kept in a temporary table and one statement a branch.
+
+    That fails on unqualified columns of an INSERT and inside a transaction, and does not notice a row that matches twice. DuckDB's own
+    MERGE does all three as Snowflake does. The counts are returned as Snowflake returns them.
+    """
+    for when in merge.find_all(exp.When):
+        then = when.args.get("then")
+        if isinstance(then, exp.Update):
+            for assignment in then.expressions:
+                if isinstance(assignment.this, exp.Column):
+                    assignment.this.set("table", None)
+    rows = cursor._duck_conn.execute(f"{merge.sql(dialect='duckdb')} returning merge_action", params).fetchall()
+    done = [row[0] for row in rows]
+    counts = {"inserted": done.count("INSERT"), "updated": done.count("UPDATE"), "deleted": done.count("DELETE")}
+    columns = ", ".join(
+        f'{counts[operation]} as "number of rows {operation}"'
+        for operation, branches in merge_operations(merge).items()
+        if branches
+    )
+    execute(cursor, sqlglot.parse_one(f"select {columns}", read="duckdb"))
+    cursor._rowcount = len(done)
+
+
+def _without_comments(command: str) -> str:
+    return _COMMENTS.sub("", command)
+
+
+def _run(cursor: FakeSnowflakeCursor, execute: Execute, command: str, arguments: Any, options: Any) -> Any:
+    """Run a statement; whatever DuckDB raises becomes an error of the kind that Snowflake returns.
+
+    fakesnow answers some errors with HTTP 500, which the connector retries for minutes, and leaves DuckDB's transaction aborted, in
+    which every later statement fails the same way. Snowflake returns an error and leaves the transaction open without the failed
+    statement; here it is rolled back as a whole.
+    """
+    try:
+        return execute(cursor, command, *arguments, **options)
+    except Exception as error:
+        # Outside of a transaction there is nothing to roll back, which DuckDB says by an error.
+        with contextlib.suppress(duckdb.Error):
+            cursor._duck_conn.execute("rollback")
+        cursor._conn._in_transaction = False
+        if isinstance(error, snowflake_errors.Error):
+            raise
+        cursor._sqlstate = "42000"
+        raise snowflake_errors.ProgrammingError(
+            msg=f"{type(error).__name__}: {error}", errno=100000, sqlstate="42000"
+        ) from error
+
+
+def install() -> None:
+    """Mend fakesnow in this process. A second call changes nothing."""
+    if getattr(FakeSnowflakeCursor, "_mended", False):
+        return
+    transform = FakeSnowflakeCursor._transform
+    execute_transformed = FakeSnowflakeCursor._execute
+    execute = FakeSnowflakeCursor.execute
+
+    def mended_transform(self: FakeSnowflakeCursor, expression: exp.Expression, params: Any) -> exp.Expression:
+        expression = temporary_tables_in_a_schema(expression).transform(exact_quotients, copy=False)
+        return transform(self, expression, params)
+
+    def mended_execute_transformed(self: FakeSnowflakeCursor, transformed: exp.Expression, params: Any = None) -> None:
+        if isinstance(transformed, exp.Merge):
+            _merge(self, transformed, params, execute_transformed)
+        else:
+            execute_transformed(self, transformed, params)
+
+    def mended_execute(self: FakeSnowflakeCursor, command: str, *arguments: Any, **options: Any) -> Any:
+        bare = _without_comments(command)
+        for question, answer in _ANSWERS:
+            if question.search(bare):
+                command = answer
+        if _WITHOUT_EFFECT.match(bare):
+            return _run(self, execute, _STATEMENT_DONE, (), {"server": True})
+        return _run(self, execute, command, arguments, options)
+
+    transforms.numeric_agg_implicit_cast = exact_sums
+    transforms.integer_precision = whole_numbers_of_38_digits
+    arrow.timestamp_to_sf_struct = timestamps_that_may_be_null
+    transforms.merge = lambda expression: [expression]
+    FakeSnowflakeCursor._transform = mended_transform
+    FakeSnowflakeCursor._execute = mended_execute_transformed
+    FakeSnowflakeCursor.execute = mended_execute
+    FakeSnowflakeCursor._mended = True
