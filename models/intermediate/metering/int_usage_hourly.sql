@@ -341,7 +341,7 @@ usage_by_properties as (
             when definitions.keeps_each_event then usage.idempotency_key
             when definitions.aggregation in ('unique_count', 'percentile')
                 then {{ json_text('usage.properties', 'definitions.property_name') }}
-            when definitions.aggregation = 'latest' then cast(usage.occurred_at as varchar)
+            when definitions.aggregation = 'latest' then {{ timestamp_text('usage.occurred_at') }}
             else ''
         end as distinct_value,
         {%- for value in ['sum', 'min', 'max'] %}
@@ -486,7 +486,8 @@ usage_hourly as (
 
     select
         {{ surrogate_key([
-            'metric_code', 'customer_id', 'dimensions', 'presentation_dimensions', 'distinct_value', 'window_start_at'
+            'metric_code', 'customer_id', 'dimensions', 'presentation_dimensions', 'distinct_value',
+            timestamp_text('window_start_at')
         ]) }} as usage_hourly_id,
         metric_code,
         definition_hash,
@@ -616,11 +617,11 @@ usage_hourly_to_write as (
         cast(null as {{ quantity_total_type() }}) as quantity,
         cast(null as {{ quantity_total_type() }}) as quantity_microseconds,
         0 as event_count,
-        cast(null as timestamp) as first_event_at,
-        cast(null as timestamp) as last_event_at,
-        cast(null as timestamp) as hour_start_at,
-        cast(null as timestamp) as window_start_at,
-        cast(null as timestamp) as window_end_at
+        cast(null as datetime) as first_event_at,
+        cast(null as datetime) as last_event_at,
+        cast(null as datetime) as hour_start_at,
+        cast(null as datetime) as window_start_at,
+        cast(null as datetime) as window_end_at
     from definition_markers
 
     {% if is_incremental() %}
