@@ -169,7 +169,7 @@ class SnowflakeWarehouse:
             raise WarehouseError(f"COPY INTO raw.{table} took {loaded} rows of {count}; nothing was landed.")
 
     def property_text(self, column: str, name: str) -> str:
-        return f"get_path(parse_json({column}), " + quote(f'["{name}"]') + ")::varchar"
+        return f"cast(get(parse_json({column}), {quote(name)}) as varchar)"
 
     def close(self) -> None:
         self._connection.close()

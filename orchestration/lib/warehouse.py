@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 Parameters = Sequence[object] | Mapping[str, object]
 
-LANDING_TABLES = {
+LANDING_TABLES = (
     ("raw", "usage_events"),
     ("raw", "load_batches"),
     ("raw", "independent_totals"),
     ("ops", "build_log"),
     ("ops", "stripe_sync_log"),
-}
+)
 
 
 class WarehouseError(MeteringError):
@@ -182,7 +182,7 @@ def connect(settings: Settings) -> Iterator[Warehouse]:
     """
     warehouse = _open(settings)
     try:
-        if not _tables(warehouse) >= LANDING_TABLES:
+        if not _tables(warehouse).issuperset(LANDING_TABLES):
             # DuckDB takes one connection at a time: dbt needs the file for itself.
             warehouse.close()
             run_dbt(settings, "run-operation", "create_raw_and_ops_tables", quiet=True)
