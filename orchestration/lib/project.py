@@ -180,18 +180,21 @@ def run_dbt(settings: Settings, *arguments: str, quiet: bool = False) -> None:
 
 
 def ensure_manifest(settings: Settings) -> Path:
-    """The project's manifest.json, parsed anew when a file of the project is newer.
+    """The project's manifest.json for the target, parsed anew when a file of the project is newer.
 
     Raises:
         BuildError: the project does not parse.
     """
-    manifest = settings.project / "target" / "manifest.json"
+    folder = settings.project / "target"
+    if settings.snowflake is not None:
+        folder = folder / settings.target
+    manifest = folder / "manifest.json"
     folders = ("models", "macros", "seeds", "tests/generic", "tests/singular", "profiles")
     sources = [settings.project / "dbt_project.yml"]
     sources += [path for folder in folders for path in (settings.project / folder).rglob("*") if path.is_file()]
     newest = max(path.stat().st_mtime for path in sources)
     if not manifest.exists() or manifest.stat().st_mtime < newest:
-        run_dbt(settings, "parse", quiet=True)
+        run_dbt(settings, "parse", "--target-path", str(folder), quiet=True)
     return manifest
 
 

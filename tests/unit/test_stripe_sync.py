@@ -164,9 +164,7 @@ def target_of(server: LocalStripeServer, fault: Fault | None = None, retries: in
 
 
 def sync(warehouse: Warehouse, target: StripeTarget, billing_period: str | None = None) -> SyncReport:
-    return sync_invoice_items(
-        warehouse.opened, target, billing_period=billing_period, progress=lambda message: None
-    )
+    return sync_invoice_items(warehouse.opened, target, billing_period=billing_period, progress=lambda message: None)
 
 
 def count_objects(target: StripeTarget) -> tuple[int, int, int]:
