@@ -1,17 +1,12 @@
+{# On whole digits, which are exact. Millions first: an engine may have no more than 32 digits for a quotient. Whole numbers are
+   taken out before part multiplies, so that nothing outgrows the amount. #}
 {% macro prorate_amount(amount, part, whole) -%}
-    {{ return(adapter.dispatch('prorate_amount', 'metering')(amount, part, whole)) }}
-{%- endmacro %}
-
-{# Division of decimals is a double on DuckDB; on whole digits it is exact. #}
-{% macro duckdb__prorate_amount(amount, part, whole) -%}
-    cast(
-        sign({{ amount }}) * cast(
-            (2 * {{ whole_digits('abs(' ~ amount ~ ')', amount_type()) }} * ({{ part }}) + ({{ whole }})) // (2 * ({{ whole }}))
-            as decimal(38, 0)
-        ) * cast('0.000000000000000000001' as decimal(22, 21)) as {{ amount_type() }}
-    )
-{%- endmacro %}
-
-{% macro default__prorate_amount(amount, part, whole) -%}
-    cast(cast({{ amount }} as {{ amount_type() }}) * ({{ part }}) / ({{ whole }}) as {{ amount_type() }})
+    {%- set digits = whole_digits('abs(' ~ amount ~ ')', amount_type()) -%}
+    {%- set millions = divide_whole(digits, '1000000') -%}
+    {%- set remainder -%} (mod({{ millions }}, ({{ whole }})) * 1000000 + mod({{ digits }}, 1000000)) {%- endset -%}
+    {%- set shares -%}
+        {{ divide_whole(millions, whole) }} * 1000000 * ({{ part }})
+        + {{ divide_whole(remainder ~ ' * 2 * (' ~ part ~ ') + (' ~ whole ~ ')', '2 * (' ~ whole ~ ')') }}
+    {%- endset -%}
+    (case when {{ amount }} < 0 then -1 else 1 end * {{ from_whole_digits(shares, amount_type()) }})
 {%- endmacro %}

@@ -7,7 +7,7 @@
                 batch_id varchar not null,
                 line_number bigint not null,
                 source varchar not null,
-                received_at timestamp not null,
+                received_at datetime not null,
                 idempotency_key varchar,
                 event_type varchar,
                 schema_version varchar,
@@ -27,17 +27,17 @@
                 file_bytes bigint not null,
                 file_modified_ns bigint not null,
                 deliveries bigint not null,
-                received_at timestamp not null
+                received_at datetime not null
             )",
             "create table if not exists raw.independent_totals (
                 batch_id varchar not null,
                 line_number bigint not null,
-                received_at timestamp not null,
+                received_at datetime not null,
                 metric_code varchar not null,
                 customer_id varchar not null,
                 dimensions varchar not null,
-                period_start_at timestamp not null,
-                period_end_at timestamp not null,
+                period_start_at datetime not null,
+                period_end_at datetime not null,
                 quantity decimal(38, 9) not null,
                 source varchar not null
             )",
@@ -45,13 +45,13 @@
                 invocation_id varchar not null,
                 step varchar not null,
                 is_whole boolean not null,
-                logged_at timestamp not null,
-                as_of timestamp not null,
+                logged_at datetime not null,
+                as_of datetime not null,
                 failed_nodes bigint
             )",
             "create table if not exists ops.stripe_sync_log (
                 attempt_id varchar not null,
-                logged_at timestamp not null,
+                logged_at datetime not null,
                 stripe_account varchar not null,
                 entity varchar not null,
                 entity_key varchar not null,

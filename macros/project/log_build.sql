@@ -15,7 +15,7 @@
             and left_out | map('string') | reject('in', ['fqn:*', 'unit_test']) | list | length == 0 %}
         {% do run_query(
             "insert into ops.build_log values ('" ~ invocation_id ~ "', '" ~ step ~ "', " ~ is_whole | lower ~ ", "
-            ~ "cast('" ~ modules.datetime.datetime.utcnow().strftime('%Y-%m-%d %H:%M:%S.%f') ~ "' as timestamp), "
+            ~ "cast('" ~ modules.datetime.datetime.utcnow().strftime('%Y-%m-%d %H:%M:%S.%f') ~ "' as datetime), "
             ~ as_of() ~ ", " ~ (failed | length if step == 'finished' else 'null') ~ ")"
         ) %}
     {% endif %}

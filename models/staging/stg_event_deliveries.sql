@@ -279,7 +279,7 @@ envelope_violations as (
         'timestamp_in_future' as reason_code,
         'occurred_at: ''' || left(occurred_at_text, 100) || ''' is more than '
         || cast(future_tolerance_minutes as varchar) || ' minutes after it was received at '
-        || cast(received_at as varchar) || ' UTC' as reason_message
+        || {{ timestamp_text('received_at') }} || ' UTC' as reason_message
     from deliveries_with_invalid_envelope
     where occurred_at > {{ dbt.dateadd('minute', 'future_tolerance_minutes', 'received_at') }}
 

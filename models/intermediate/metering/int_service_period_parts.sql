@@ -64,9 +64,9 @@ full_periods as (
     select
         subscription_id,
         months_in_period,
-        cast({{ dbt.dateadd('month', 'period_number * months_in_period', 'anchor_date') }} as timestamp)
+        cast({{ dbt.dateadd('month', 'period_number * months_in_period', 'anchor_date') }} as datetime)
             as full_period_start_local_at,
-        cast({{ dbt.dateadd('month', '(period_number + 1) * months_in_period', 'anchor_date') }} as timestamp)
+        cast({{ dbt.dateadd('month', '(period_number + 1) * months_in_period', 'anchor_date') }} as datetime)
             as full_period_end_local_at
     from period_numbers
 
@@ -104,7 +104,7 @@ phases_in_full_periods as (
 parts as (
 
     select
-        {{ surrogate_key(['subscription_id', 'plan_code', 'full_period_start_at']) }} as service_period_id,
+        {{ surrogate_key(['subscription_id', 'plan_code', timestamp_text('full_period_start_at')]) }} as service_period_id,
         *,
         min(part_start_at) over (partition by subscription_id, plan_code, full_period_start_at) as first_part_start_at,
         max(part_end_at) over (partition by subscription_id, full_period_start_at, full_period_end_at) as last_part_end_at

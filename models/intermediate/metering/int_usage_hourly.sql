@@ -294,7 +294,7 @@ metered_events as (
             when metric_events.keeps_each_event then metric_events.idempotency_key
             when metric_events.aggregation in ('unique_count', 'percentile')
                 then {{ json_text('metric_events.properties', 'metric_events.property_name') }}
-            when metric_events.aggregation = 'latest' then cast(metric_events.occurred_at as varchar)
+            when metric_events.aggregation = 'latest' then {{ timestamp_text('metric_events.occurred_at') }}
             else ''
         end as distinct_value,
         coalesce(window_splits.window_start_at, metric_events.hour_start_at) as window_start_at,
@@ -321,7 +321,8 @@ usage_hourly as (
 
     select
         {{ surrogate_key([
-            'metric_code', 'customer_id', 'dimensions', 'presentation_dimensions', 'distinct_value', 'window_start_at'
+            'metric_code', 'customer_id', 'dimensions', 'presentation_dimensions', 'distinct_value',
+            timestamp_text('window_start_at')
         ]) }} as usage_hourly_id,
         metric_code,
         definition_hash,
@@ -453,11 +454,11 @@ usage_hourly_to_write as (
         cast(null as {{ quantity_total_type() }}) as quantity,
         cast(null as {{ quantity_total_type() }}) as quantity_microseconds,
         0 as event_count,
-        cast(null as timestamp) as first_event_at,
-        cast(null as timestamp) as last_event_at,
-        cast(null as timestamp) as hour_start_at,
-        cast(null as timestamp) as window_start_at,
-        cast(null as timestamp) as window_end_at
+        cast(null as datetime) as first_event_at,
+        cast(null as datetime) as last_event_at,
+        cast(null as datetime) as hour_start_at,
+        cast(null as datetime) as window_start_at,
+        cast(null as datetime) as window_end_at
     from definition_markers
 
     {% if is_incremental() %}

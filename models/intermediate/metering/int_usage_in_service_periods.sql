@@ -113,8 +113,8 @@ usage_with_opening_levels as (
         opening_levels.level_quantity as quantity,
         0 as quantity_microseconds,
         0 as event_count,
-        cast(null as timestamp) as first_event_at,
-        cast(null as timestamp) as last_event_at,
+        cast(null as datetime) as first_event_at,
+        cast(null as datetime) as last_event_at,
         opening_levels.part_start_at as hour_start_at,
         opening_levels.part_start_at as window_start_at,
         opening_levels.part_start_at as window_end_at

@@ -273,8 +273,8 @@ flat_slices as (
         1 as billable_through,
         1 as period_billable,
         0 as event_count,
-        cast(null as timestamp) as first_event_at,
-        cast(null as timestamp) as last_event_at,
+        cast(null as datetime) as first_event_at,
+        cast(null as datetime) as last_event_at,
         case when slices.proration = 'by_day' then slices.days_before else 0 end as share_before,
         case
             when slices.proration = 'by_day' then slices.days_through
@@ -346,8 +346,8 @@ zero_usage_slices as (
         0 as billable_through,
         0 as period_billable,
         0 as event_count,
-        cast(null as timestamp) as first_event_at,
-        cast(null as timestamp) as last_event_at,
+        cast(null as datetime) as first_event_at,
+        cast(null as datetime) as last_event_at,
         0 as share_before,
         1 as share_through,
         1 as share_whole,
@@ -386,7 +386,7 @@ all_slices as (
 billable_quantities as (
 
     select
-        {{ surrogate_key(['slices.price_segment_id', 'all_slices.dimensions', 'all_slices.slice_start_at']) }} as slice_id,
+        {{ surrogate_key(['slices.price_segment_id', 'all_slices.dimensions', timestamp_text('all_slices.slice_start_at')]) }} as slice_id,
         {{ surrogate_key(['slices.price_segment_id', 'all_slices.dimensions']) }} as line_id,
         slices.service_period_id,
         slices.subscription_id,

@@ -77,8 +77,8 @@ commitments_in_utc as (
         {{ local_to_utc('commitments.valid_from', 'subscriptions.time_zone') }} as from_at,
         {{ local_to_utc('commitments.valid_to', 'subscriptions.time_zone') }} as to_at,
         least(
-            coalesce(subscriptions.ended_at, cast('9999-12-31' as timestamp)),
-            coalesce({{ local_to_utc('commitments.valid_to', 'subscriptions.time_zone') }}, cast('9999-12-31' as timestamp))
+            coalesce(subscriptions.ended_at, cast('9999-12-31' as datetime)),
+            coalesce({{ local_to_utc('commitments.valid_to', 'subscriptions.time_zone') }}, cast('9999-12-31' as datetime))
         ) as counts_until_at
     from commitments
     inner join subscriptions

@@ -150,7 +150,7 @@ grants_ranked as (
             partition by customer_id, currency_code, group_number
             order by
                 priority,
-                coalesce(instance_end_at, cast('9999-12-31' as timestamp)),
+                coalesce(instance_end_at, cast('9999-12-31' as datetime)),
                 cost_basis,
                 created_at,
                 grant_code,

@@ -69,7 +69,7 @@ instances as (
 instances_until_horizon as (
 
     select
-        {{ surrogate_key(['grant_code', 'instance_start_at']) }} as credit_grant_id,
+        {{ surrogate_key(['grant_code', timestamp_text('instance_start_at')]) }} as credit_grant_id,
         *
     from instances
     where instance_start_at <= {{ horizon }}

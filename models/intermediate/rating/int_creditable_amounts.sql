@@ -200,7 +200,7 @@ creditable_amounts as (
 creditable_amounts_above_zero as (
 
     select
-        {{ surrogate_key(['line_id', 'counts_at']) }} as creditable_amount_id,
+        {{ surrogate_key(['line_id', timestamp_text('counts_at')]) }} as creditable_amount_id,
         line_id,
         customer_id,
         currency_code,

@@ -63,8 +63,8 @@ currencies as (
         cast(0 as {{ quantity_total_type() }}) as included_quantity_used,
         cast(0 as {{ quantity_total_type() }}) as billable_quantity,
         cast(0 as bigint) as event_count,
-        cast(null as timestamp) as first_event_at,
-        cast(null as timestamp) as last_event_at
+        cast(null as datetime) as first_event_at,
+        cast(null as datetime) as last_event_at
 {%- endset %}
 
 charge_lines as (
@@ -104,7 +104,7 @@ charge_lines as (
         rated_charges.due_at,
         rated_charges.segment_start_at,
         rated_charges.segment_end_at,
-        cast(null as timestamp) as credit_grant_start_at
+        cast(null as datetime) as credit_grant_start_at
     from rated_charges
     inner join limited_charges
         on rated_charges.line_id = limited_charges.line_id
@@ -141,7 +141,7 @@ true_up_lines as (
         service_periods.service_period_end_at as due_at,
         service_periods.service_period_start_at as segment_start_at,
         service_periods.service_period_end_at as segment_end_at,
-        cast(null as timestamp) as credit_grant_start_at
+        cast(null as datetime) as credit_grant_start_at
     from {{ relation }} as true_ups
     inner join service_periods
         on true_ups.service_period_id = service_periods.service_period_id

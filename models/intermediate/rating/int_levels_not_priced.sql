@@ -87,8 +87,8 @@ levels_not_priced as (
         usage.service_period_start_at as month_start_at,
         cast(usage.quantity - coalesce(priced_growth.quantity, 0) as {{ quantity_total_type() }}) as quantity,
         cast(0 as bigint) as event_count,
-        cast(null as timestamp) as first_event_at,
-        cast(null as timestamp) as last_event_at
+        cast(null as datetime) as first_event_at,
+        cast(null as datetime) as last_event_at
     from usage_by_service_period as usage
     inner join plan_charges
         on

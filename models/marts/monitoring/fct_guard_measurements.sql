@@ -5,7 +5,7 @@ accuracy as (
     select
         'accuracy' as guard_code,
         metric_code || '|' || customer_id || '|' || dimensions || '|'
-        || cast(period_start_at as varchar) || '|' || cast(period_end_at as varchar) as subject,
+        || {{ timestamp_text('period_start_at') }} || '|' || {{ timestamp_text('period_end_at') }} as subject,
         relative_difference as measured
     from {{ ref('fct_usage_accuracy') }}
 

@@ -30,7 +30,7 @@ union all
 
 select
     'grant' as exceeded,
-    credit_grants.grant_code || ' from ' || cast(credits.credit_grant_start_at as varchar) as exceeded_id,
+    credit_grants.grant_code || ' from ' || {{ timestamp_text('credits.credit_grant_start_at') }} as exceeded_id,
     max(credit_grants.amount) as available_amount,
     -sum(credits.amount) as paid_amount
 from credits

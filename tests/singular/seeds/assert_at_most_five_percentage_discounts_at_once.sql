@@ -27,7 +27,7 @@ discounted_charges as (
         subscribed_charges.*,
         discounts.discount_code,
         discounts.valid_from,
-        coalesce(discounts.valid_to, cast('9999-12-31' as timestamp)) as valid_to
+        coalesce(discounts.valid_to, cast('9999-12-31' as datetime)) as valid_to
     from subscribed_charges
     inner join {{ ref('discounts') }} as discounts
         on

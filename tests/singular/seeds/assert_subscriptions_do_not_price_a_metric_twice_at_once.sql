@@ -38,5 +38,5 @@ inner join priced_metrics as other
         one.customer_id = other.customer_id
         and one.metric_code = other.metric_code
         and one.subscription_id < other.subscription_id
-        and one.started_at < coalesce(other.ended_at, cast('9999-12-31' as timestamp))
-        and other.started_at < coalesce(one.ended_at, cast('9999-12-31' as timestamp))
+        and one.started_at < coalesce(other.ended_at, cast('9999-12-31' as datetime))
+        and other.started_at < coalesce(one.ended_at, cast('9999-12-31' as datetime))

@@ -17,6 +17,7 @@ from typing import Any
 
 import duckdb
 import fakesnow.arrow as arrow
+import fakesnow.macros as macros
 import fakesnow.transforms as transforms
 import pyarrow as pa
 import snowflake.connector.errors as snowflake_errors
@@ -79,6 +80,26 @@ def whole_numbers_of_38_digits(expression: exp.Expression) -> exp.Expression:
     return expression
 
 
+def trims_of_given_characters(expression: exp.Expression) -> exp.Expression:
+    """fakesnow makes TRIM(x) of each LTRIM(x, '.') and RTRIM(x, '0'). Snowflake trims those characters on that side."""
+    if isinstance(expression, exp.Trim) and not isinstance(expression.this, exp.Cast):
+        expression.set("this", exp.cast(expression.this.copy(), exp.DType.TEXT))
+    return expression
+
+
+def first_match_of_an_expression(expression: exp.Expression) -> exp.Expression:
+    """fakesnow's REGEXP_SUBSTR(text, expression) takes the second match where it stands in other functions. Snowflake's the first."""
+    if isinstance(expression, exp.RegexpExtract):
+        if any(expression.args.get(name) for name in ("position", "occurrence", "parameters")):
+            raise NotImplementedError("REGEXP_SUBSTR with more than two arguments")
+        match = exp.Anonymous(
+            this="regexp_extract", expressions=[expression.this, expression.expression, exp.Literal.number(0)]
+        )
+        # Without a match DuckDB gives empty text, Snowflake null.
+        return exp.Nullif(this=match, expression=exp.Literal.string(""))
+    return expression
+
+
 def exact_quotients(expression: exp.Expression) -> exp.Expression:
     """DuckDB divides decimals as doubles. Snowflake divides them as decimals, and without rounding where nothing remains.
 
@@ -94,6 +115,74 @@ def exact_quotients(expression: exp.Expression) -> exp.Expression:
                 quotient = exp.IntDiv(this=exp.cast(dividend.left, hugeint), expression=exp.cast(divisor, hugeint))
                 return exp.Paren(this=exp.cast(quotient, _number(38, 0)))
     return expression
+
+
+def semantics_of_functions(expression: exp.Expression) -> exp.Expression:
+    """Functions that exist on both sides and mean something else."""
+    if isinstance(expression, exp.ToChar) and expression.args.get("format") is not None:
+        # DuckDB has no TO_CHAR, and fakesnow drops the format.
+        return exp.Anonymous(this="strftime", expressions=[expression.this, exp.Literal.string(_strftime(expression))])
+    if isinstance(expression, exp.Cast) and expression.to.this in exp.DataType.TEXT_TYPES:
+        if isinstance(expression.this, exp.GetExtract):
+            # A variant cast to text is its value: text without its quotes, and SQL null for a JSON null.
+            return _json_member("json_extract_string", expression.this)
+        if not isinstance(expression.this, (exp.Literal, exp.Null)) and not isinstance(expression, exp.TryCast):
+            # By default Snowflake writes three decimals of a second, DuckDB all of them that are not zero.
+            return exp.Anonymous(this="_standin_text", expressions=[expression.this])
+    if isinstance(expression, exp.GetExtract):
+        # DuckDB reads a name that begins with $ or / as a path.
+        return _json_member("json_extract", expression)
+    if isinstance(expression, exp.JSONFormat):
+        # Snowflake keeps the members of an object in the order of their names.
+        return exp.Anonymous(this="_standin_json_text", expressions=[expression.this])
+    if isinstance(expression, exp.Typeof):
+        # Of a variant, Snowflake names the JSON type; DuckDB names the SQL type, JSON.
+        return exp.Anonymous(this="json_type", expressions=[expression.this])
+    if isinstance(expression, exp.GroupConcat) and not isinstance(expression.parent, exp.Coalesce):
+        # Snowflake gives empty text for no values, DuckDB null.
+        return exp.Coalesce(this=expression.copy(), expressions=[exp.Literal.string("")])
+    return expression
+
+
+def _strftime(expression: exp.ToChar) -> str:
+    """A format of TO_CHAR as one of strftime, of the elements that the project uses."""
+    elements = {"YYYY": "%Y", "MM": "%m", "DD": "%d", "HH24": "%H", "MI": "%M", "SS": "%S", "FF6": "%f"}
+    text = str(expression.args["format"].this)
+    written = re.sub("|".join(elements), lambda found: elements[found.group()], text)
+    if re.sub("%.", "", written).strip(" -:.T"):
+        raise NotImplementedError(f"TO_CHAR with the format {text!r}")
+    return written
+
+
+def _json_member(function: str, access: exp.GetExtract) -> exp.Expression:
+    path = exp.DPipe(
+        this=exp.DPipe(this=exp.Literal.string('$."'), expression=access.expression.copy()),
+        expression=exp.Literal.string('"'),
+    )
+    return exp.Anonymous(this=function, expressions=[access.this.copy(), path])
+
+
+# DuckDB's casts and JSON functions behave by the type of what they get, which is known only when the statement is bound.
+_MACROS = """
+    create or replace macro {catalog}._standin_text(x) as (
+        case
+            when typeof(x) = 'TIMESTAMP' then strftime(try_cast(cast(x as varchar) as timestamp), '%Y-%m-%d %H:%M:%S.%g')
+            else cast(x as varchar)
+        end
+    );
+    create or replace macro {catalog}._standin_json_text(x) as (
+        case
+            when json_type(to_json(x)) = 'OBJECT'
+                then '{{' || array_to_string(list_sort(list_transform(
+                    json_keys(to_json(x)),
+                    lambda name: cast(to_json(name) as varchar) || ':' || cast(
+                        json_extract(to_json(x), '/' || replace(replace(name, '~', '~0'), '/', '~1')) as varchar
+                    )
+                )), ',') || '}}'
+            else cast(to_json(x) as varchar)
+        end
+    );
+"""
 
 
 def temporary_tables_in_a_schema(expression: exp.Expression) -> exp.Expression:
@@ -146,6 +235,11 @@ def _merge(cursor: FakeSnowflakeCursor, merge: exp.Merge, params: Any, execute: 
     cursor._rowcount = len(done)
 
 
+def without_session_variables(cursor: FakeSnowflakeCursor, command: str) -> str:
+    """fakesnow replaces $name inside of text too. Snowflake does not; this project sets no variables, so nothing is replaced."""
+    return command
+
+
 def _without_comments(command: str) -> str:
     return _COMMENTS.sub("", command)
 
@@ -179,9 +273,11 @@ def install() -> None:
     transform = FakeSnowflakeCursor._transform
     execute_transformed = FakeSnowflakeCursor._execute
     execute = FakeSnowflakeCursor.execute
+    fakesnow_macros = macros.creation_sql
 
     def mended_transform(self: FakeSnowflakeCursor, expression: exp.Expression, params: Any) -> exp.Expression:
-        expression = temporary_tables_in_a_schema(expression).transform(exact_quotients, copy=False)
+        expression = temporary_tables_in_a_schema(expression)
+        expression = expression.transform(exact_quotients, copy=False).transform(semantics_of_functions, copy=False)
         return transform(self, expression, params)
 
     def mended_execute_transformed(self: FakeSnowflakeCursor, transformed: exp.Expression, params: Any = None) -> None:
@@ -199,10 +295,17 @@ def install() -> None:
             return _run(self, execute, _STATEMENT_DONE, (), {"server": True})
         return _run(self, execute, command, arguments, options)
 
+    def macros_of_a_database(catalog: str) -> str:
+        return fakesnow_macros(catalog) + _MACROS.format(catalog=catalog)
+
+    macros.creation_sql = macros_of_a_database
     transforms.numeric_agg_implicit_cast = exact_sums
+    transforms.trim_cast_varchar = trims_of_given_characters
+    transforms.regex_substr = first_match_of_an_expression
     transforms.integer_precision = whole_numbers_of_38_digits
     arrow.timestamp_to_sf_struct = timestamps_that_may_be_null
     transforms.merge = lambda expression: [expression]
+    FakeSnowflakeCursor._inline_variables = without_session_variables
     FakeSnowflakeCursor._transform = mended_transform
     FakeSnowflakeCursor._execute = mended_execute_transformed
     FakeSnowflakeCursor.execute = mended_execute
