@@ -128,20 +128,25 @@ def semantics_of_functions(expression: exp.Expression) -> exp.Expression:
             return _json_member("json_extract_string", expression.this)
         if not isinstance(expression.this, (exp.Literal, exp.Null)) and not isinstance(expression, exp.TryCast):
             # By default Snowflake writes three decimals of a second, DuckDB all of them that are not zero.
-            return exp.Anonymous(this="_standin_text", expressions=[expression.this])
+            return exp.Anonymous(this="_standin_text", expressions=[_inside(expression)])
     if isinstance(expression, exp.GetExtract):
         # DuckDB reads a name that begins with $ or / as a path.
         return _json_member("json_extract", expression)
     if isinstance(expression, exp.JSONFormat):
         # Snowflake keeps the members of an object in the order of their names.
-        return exp.Anonymous(this="_standin_json_text", expressions=[expression.this])
+        return exp.Anonymous(this="_standin_json_text", expressions=[_inside(expression)])
     if isinstance(expression, exp.Typeof):
         # Of a variant, Snowflake names the JSON type; DuckDB names the SQL type, JSON.
-        return exp.Anonymous(this="json_type", expressions=[expression.this])
+        return exp.Anonymous(this="json_type", expressions=[_inside(expression)])
     if isinstance(expression, exp.GroupConcat) and not isinstance(expression.parent, exp.Coalesce):
         # Snowflake gives empty text for no values, DuckDB null.
         return exp.Coalesce(this=expression.copy(), expressions=[exp.Literal.string("")])
     return expression
+
+
+def _inside(expression: exp.Expression) -> exp.Expression:
+    """The argument of a function, transformed too: a walk does not go on into what has been replaced."""
+    return expression.this.transform(semantics_of_functions)
 
 
 def _strftime(expression: exp.ToChar) -> str:
