@@ -1,7 +1,8 @@
 """Deterministic usage events of the sample catalog as JSONL files, written by DuckDB.
 
 An event is a function of its number, so the same numbers give the same events (with one version of DuckDB, whose hash
-draws the values). Run as a module in a process of its own, so that its memory is not taken for that of what is measured.
+draws the values). Run as a module in a process of its own, so that its memory is not taken for that of what is
+measured.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import duckdb
 
-DELIVERIES_PER_FILE = 1_000_000
+DELIVERIES_PER_FILE = 500_000
 INCREMENT_DELIVERIES = 100_000
 MAX_INCREMENTS = 20
 _CUSTOMERS = 40
@@ -47,8 +48,8 @@ class _Span:
         )
 
 
-def write_history(folder: Path, deliveries: int) -> list[Path]:
-    """Write the deliveries of three months, in order of time, in files of a million.
+def write_history(folder: Path, deliveries: int, *, per_file: int = DELIVERIES_PER_FILE) -> list[Path]:
+    """Write the deliveries of three months, in order of time, in files of so many each.
 
     Of the deliveries about 2 % are copies (half of an event shortly before, half of any earlier one; every tenth with
     other content), 0.05 % are malformed in ten ways, 10 % are sessions and the others requests.
@@ -60,9 +61,9 @@ def write_history(folder: Path, deliveries: int) -> list[Path]:
     origin = f"case when {_draw('number', 'near')} % 2 = 0 then {near} else {anywhere} end"
     paths = []
     with duckdb.connect() as connection:
-        for first in range(0, deliveries, DELIVERIES_PER_FILE):
-            path = folder / f"events-{first // DELIVERIES_PER_FILE:04d}.jsonl"
-            last = min(first + DELIVERIES_PER_FILE, deliveries)
+        for first in range(0, deliveries, per_file):
+            path = folder / f"events-{first // per_file:04d}.jsonl"
+            last = min(first + per_file, deliveries)
             _write(connection, path, _lines_sql(range(first, last), span, origin, span))
             paths.append(path)
     return paths
@@ -83,9 +84,7 @@ def write_increment(folder: Path, number: int, history: int, deliveries: int = I
     origin = f"({_draw('number', 'origin')} % {history})::bigint"
     with duckdb.connect() as connection:
         numbers = range(first, first + deliveries)
-        _write(
-            connection, path, _lines_sql(numbers, span, origin, _Span(0, history, _HISTORY_START, _HISTORY_DAYS))
-        )
+        _write(connection, path, _lines_sql(numbers, span, origin, _Span(0, history, _HISTORY_START, _HISTORY_DAYS)))
     return path
 
 

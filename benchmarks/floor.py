@@ -101,7 +101,8 @@ _JUDGE = """
             try_cast(trim(p[2]::varchar, '"') as decimal(18, 9)) as context_tokens,
             try_cast(trim(p[3]::varchar, '"') as decimal(18, 9)) as generated_tokens,
             try_cast(trim(p[4]::varchar, '"') as model) as model,
-            case when p[5]::varchar like '"%' then substring(p[5]::varchar, 2, length(p[5]::varchar) - 2) end as user_id,
+            case when p[5]::varchar like '"%' then substring(p[5]::varchar, 2, length(p[5]::varchar) - 2) end
+                as user_id,
             try_cast(trim(p[6]::varchar, '"') as decimal(18, 9)) as duration_seconds,
             landing_error_code is null
             and idempotency_key is not null
@@ -285,8 +286,8 @@ def build(database: Path, files: Sequence[Path], memory_limit: str) -> dict[str,
                 "create temp table windows as select customer_id::customer as customer_id, window_us from customers"
             )
             connection.execute(_AGGREGATE)
-        with stages.measure("rate"):
             connection.execute(_ROLL_UP)
+        with stages.measure("rate"):
             rate(connection)
         with stages.measure("checkpoint"):
             connection.execute("checkpoint")

@@ -33,8 +33,8 @@ def write_files(folder: Path, deliveries: int, *, timeout_seconds: float) -> lis
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise BenchmarkError(
-            f"{deliveries:,} deliveries need about {needed / 2**30:.0f} GiB of disk and {free / 2**30:.0f} GiB are free: "
-            "name another folder with --work, or smaller sizes."
+            f"{deliveries:,} deliveries need about {needed / 2**30:.0f} GiB of disk, and {free / 2**30:.0f} GiB are "
+            "free: name another folder with --work, or smaller sizes."
         )
     command = (sys.executable, "-m", "benchmarks.events", folder, "--history", str(deliveries))
     return [Path(line) for line in run(command, timeout_seconds=timeout_seconds).output.splitlines()]

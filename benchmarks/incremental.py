@@ -15,7 +15,7 @@ import duckdb
 
 from benchmarks.events import INCREMENT_DELIVERIES
 from benchmarks.history import History
-from benchmarks.measure import run
+from benchmarks.measure import Measurement, run
 from benchmarks.ours import Build
 
 _ANTI_JOIN_REPEATS = 3
@@ -26,14 +26,12 @@ class IncrementalRun:
     """Increments on one history.
 
     Attributes:
-        history: deliveries that were there before the first increment.
-        load_seconds: of each increment, metering load as a whole.
+        loads: metering load of each increment.
         builds: dbt build of each increment, without tests.
         anti_join_seconds: of a bare query for those keys of the last increment that the history does not have.
     """
 
-    history: int
-    load_seconds: list[float]
+    loads: list[Measurement]
     builds: list[Build]
     anti_join_seconds: float
 
@@ -55,16 +53,17 @@ def run_increments(
         ).output.splitlines()
     ]  # fmt: skip
     history.product.build(full_refresh=False)
-    loads, builds = [], []
+    loads: list[Measurement] = []
+    builds: list[Build] = []
     for file in files:
-        loads.append(history.product.load([file]).seconds)
+        loads.append(history.product.load([file]))
         builds.append(history.product.build(full_refresh=False))
     command = (
         sys.executable, "-m", "benchmarks.incremental", history.product.database, "--memory-limit", memory_limit,
     )  # fmt: skip
     outcome = json.loads(run(command, timeout_seconds=timeout_seconds).output)
     shutil.rmtree(folder)
-    return IncrementalRun(history.deliveries, loads, builds, float(outcome["seconds"]))
+    return IncrementalRun(loads, builds, float(outcome["seconds"]))
 
 
 def anti_join_seconds(database: Path, memory_limit: str) -> float:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 PROJECT = Path(__file__).resolve().parents[1]
 _POLL_SECONDS = 0.02
@@ -97,7 +98,7 @@ def _name(command: Sequence[str | Path]) -> str:
     return " ".join(str(part) for part in command[:4])
 
 
-def _tail(*streams: tempfile._TemporaryFileWrapper[str]) -> str:
+def _tail(*streams: IO[str]) -> str:
     ends = []
     for stream in streams:
         stream.seek(0)

@@ -24,8 +24,8 @@ class Build:
     Attributes:
         measurement: of the process.
         nodes: seconds of each seed, model and test by its unique id, as dbt reports them.
-        areas: seconds of nodes added up by area: seeds, staging, metering, rating, marts, tests, hooks. Two nodes may run
-            at once, so that areas may add up to more than the time they took.
+        areas: seconds of nodes added up by area: seeds, staging, metering, rating, marts, tests, hooks. Two nodes may
+            run at once, so that areas may add up to more than the time they took.
         overhead_seconds: the part of the wall clock in which no node ran: imports, parsing, hooks.
     """
 
@@ -77,6 +77,18 @@ class Product:
             environment=self._environment,
             spill_folder=self.database.with_name(self.database.name + ".tmp"),
         )
+
+
+# Areas of the project under the names of the stages that the bare engines have.
+_STAGE_OF_AREA = {"staging": "judge and count once", "metering": "aggregate", "rating": "rate"}
+
+
+def ours_stages(load: Measurement, build: Build) -> dict[str, float]:
+    """Seconds by stage: landing as a whole process, the areas of the build, and start-up, in which no node ran."""
+    stages = {"land": load.seconds}
+    for area, seconds in build.areas.items():
+        stages[_STAGE_OF_AREA.get(area, area)] = seconds
+    return {**stages, "start-up": build.overhead_seconds}
 
 
 def _area(path: str, node: str) -> str:

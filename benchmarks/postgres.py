@@ -92,7 +92,7 @@ _JUDGE_FILE = """
             case
                 when
                     raw_usage_events.occurred_at
-                    ~ '^[0-9]{{4}}-(0[1-9]|1[0-2])-([0-2][0-9]|3[01])T[0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}}([.][0-9]{{1,9}})?Z$'
+                    ~ '^\\d{{4}}-(0[1-9]|1[0-2])-([0-2]\\d|3[01])T\\d{{2}}:\\d{{2}}:\\d{{2}}([.]\\d{{1,9}})?Z$'
                     then raw_usage_events.occurred_at::timestamptz at time zone 'UTC'
             end as occurred_at_utc,
             customers.customer_id as known_customer_id
@@ -279,7 +279,7 @@ class Cluster:
 
     def _wait(self, server: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + _START_SECONDS
-        ready = [self._programs / "pg_isready", "-q", "-h", self.folder]
+        ready: list[str | Path] = [self._programs / "pg_isready", "-q", "-h", self.folder]
         while subprocess.run(ready, check=False).returncode != 0:
             if server.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"PostgreSQL did not start: {(self.folder / 'log').read_text()[-2000:]}")
@@ -319,10 +319,12 @@ def build(database: Path, folder: Path, files: Sequence[Path]) -> dict[str, obje
         with stages.measure("aggregate"):
             cluster.execute("analyze usage_events;")
             cluster.execute(_AGGREGATE)
-        with stages.measure("rate"):
             cluster.execute(_ROLL_UP.format(folder=folder))
+        with stages.measure("rate"):
             for name in ("requests_by_segment", "sessions_by_period"):
-                connection.execute(f"create table {name} as select * from read_csv('{folder / name}.csv', header = true)")
+                connection.execute(
+                    f"create table {name} as select * from read_csv('{folder / name}.csv', header = true)"
+                )
             rate(connection)
         outcomes = cluster.execute(
             "select (select count(*) from raw_usage_events), (select count(*) from usage_events), "

@@ -1,4 +1,4 @@
-"""The sample price book, rated by hand: what each of the engines is given to roll up, and the lines that come out of it.
+"""The sample price book, rated by hand: what each engine is given to roll up, and the lines that come of it.
 
 Written for the seeds as they are and nothing else: calendar months in each subscription's time zone, one change of the
 prices of generated tokens, one price of a customer's own, five charge models. Numbers (prices, tiers, included
@@ -35,14 +35,17 @@ def create_reference_tables(connection: duckdb.DuckDBPyConnection) -> None:
     ):
         path = str(SEEDS / folder / f"{name}.csv").replace("'", "''")
         connection.execute(
-            f"create or replace temp table seed_{name} as select * from read_csv('{path}', header = true, all_varchar = true)"
+            f"create or replace temp table seed_{name} as "
+            f"select * from read_csv('{path}', header = true, all_varchar = true)"
         )
     connection.execute(
         f"""
         create or replace table service_periods as
         with months as (
             select month_start_at
-            from range(timestamp '{_FIRST_MONTH}', timestamp '{_MONTH_AFTER_LAST}', interval 1 month) as m(month_start_at)
+            from range(
+                timestamp '{_FIRST_MONTH}', timestamp '{_MONTH_AFTER_LAST}', interval 1 month
+            ) as months(month_start_at)
         ),
         periods as (
             select
@@ -155,7 +158,8 @@ _LINES = f"""
             period_id,
             subscription_id,
             number,
-            (included_quantity + case when has_earlier_period then rollover_limit else 0 end)::decimal(20, 9) as entitled,
+            (included_quantity + case when has_earlier_period then rollover_limit else 0 end)::decimal(20, 9)
+                as entitled,
             least(rollover_limit, greatest(entitled - context_units, 0))::decimal(20, 9) as left_over
         from periods_numbered
         where number = 1
@@ -205,21 +209,23 @@ _LINES = f"""
     quantities as (
         select
             period_id, 'requests' as charge, 'package' as model, '{{}}' as dimensions, 1 as price_version,
-            null::timestamp as segment_start_at, 0::decimal(20, 9) as units_before, requests::decimal(20, 9) as units_through,
+            null::timestamp as segment_start_at, 0::decimal(20, 9) as units_before,
+            requests::decimal(20, 9) as units_through,
             requests::decimal(20, 9) as units_of_period, 0::decimal(20, 9) as entitled, requests::bigint as event_count
         from requests_by_period
 
         union all
 
         select
-            requests_by_period.period_id, 'context', 'graduated', '{{}}', 1, null, 0, context_tokens, context_tokens, entitled,
-            requests
+            requests_by_period.period_id, 'context', 'graduated', '{{}}', 1, null, 0, context_tokens, context_tokens,
+            entitled, requests
         from requests_by_period
         inner join context_entitlements on requests_by_period.period_id = context_entitlements.period_id
 
         union all
 
-        select period_id, 'longest-context', 'graduated', '{{}}', 1, null, 0, longest_context, longest_context, 0, requests
+        select
+            period_id, 'longest-context', 'graduated', '{{}}', 1, null, 0, longest_context, longest_context, 0, requests
         from requests_by_period
 
         union all
@@ -232,8 +238,8 @@ _LINES = f"""
         union all
 
         select
-            sessions_by_period.period_id, 'users', 'graduated', '{{}}', coalesce(own.price_version::integer, 1), null, 0, users,
-            users, entitlements.included_quantity::decimal(20, 9), sessions
+            sessions_by_period.period_id, 'users', 'graduated', '{{}}', coalesce(own.price_version::integer, 1), null,
+            0, users, users, entitlements.included_quantity::decimal(20, 9), sessions
         from sessions_by_period
         inner join service_periods on sessions_by_period.period_id = service_periods.period_id
         inner join seed_plans as plans on service_periods.plan_code = plans.plan_code
@@ -277,7 +283,10 @@ _LINES = f"""
             charge_code,
             price_version::integer as price_version,
             coalesce(
-                lag(up_to::decimal(20, 9)) over (partition by charge_code, price_version order by tier_number::integer), 0
+                lag(up_to::decimal(20, 9)) over (
+                    partition by charge_code, price_version order by tier_number::integer
+                ),
+                0
             ) as above,
             coalesce(up_to::decimal(20, 9), 99999999999) as up_to,
             package_size::bigint as package_size,
@@ -293,7 +302,8 @@ _LINES = f"""
                     when 'package'
                         then (x_through::bigint + package_size - 1) // package_size
                         - (x_before::bigint + package_size - 1) // package_size
-                    when 'volume' then case when x_of_period > above and x_of_period <= up_to then x_through - x_before else 0 end
+                    when 'volume'
+                        then case when x_of_period > above and x_of_period <= up_to then x_through - x_before else 0 end
                     else least(greatest(x_through, above), up_to) - least(greatest(x_before, above), up_to)
                 end::decimal(20, 9) * unit_amount
             )::decimal(34, 18) as gross_amount

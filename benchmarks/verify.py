@@ -49,8 +49,8 @@ def floor_outcomes(database: Path) -> Outcomes:
     return _outcomes(
         database,
         "select (select count(*) from raw_usage_events), count(*) filter (outcome = 'accepted'), "
-        "count(*) filter (outcome = 'duplicate'), count(*) filter (outcome = 'rejected'), count(*) filter (is_conflict) "
-        "from deliveries",
+        "count(*) filter (outcome = 'duplicate'), count(*) filter (outcome = 'rejected'), "
+        "count(*) filter (is_conflict) from deliveries",
     )
 
 
