@@ -65,7 +65,6 @@ _TYPES = """
     create type outcome as enum ('accepted', 'duplicate', 'rejected');
 """
 
-# Fragments keep the quotes of a string, so that one extraction gives both type and value.
 _JUDGE = """
     create table deliveries as
     with fragments as (
@@ -88,7 +87,8 @@ _JUDGE = """
             occurred_at as occurred_at_text,
             corrects,
             correction,
-            try(json_extract(
+            properties,
+            try(json_extract_string(
                 coalesce(properties, '{}'),
                 ['$.service', '$.context_tokens', '$.generated_tokens', '$.model', '$.user_id', '$.duration_seconds']
             )) as p
@@ -97,13 +97,12 @@ _JUDGE = """
     typed as (
         select
             *,
-            try_cast(trim(p[1]::varchar, '"') as service) as service,
-            try_cast(trim(p[2]::varchar, '"') as decimal(18, 9)) as context_tokens,
-            try_cast(trim(p[3]::varchar, '"') as decimal(18, 9)) as generated_tokens,
-            try_cast(trim(p[4]::varchar, '"') as model) as model,
-            case when p[5]::varchar like '"%' then substring(p[5]::varchar, 2, length(p[5]::varchar) - 2) end
-                as user_id,
-            try_cast(trim(p[6]::varchar, '"') as decimal(18, 9)) as duration_seconds,
+            try_cast(p[1] as service) as service,
+            try_cast(p[2] as decimal(18, 9)) as context_tokens,
+            try_cast(p[3] as decimal(18, 9)) as generated_tokens,
+            try_cast(p[4] as model) as model,
+            p[5] as user_id,
+            try_cast(p[6] as decimal(18, 9)) as duration_seconds,
             landing_error_code is null
             and idempotency_key is not null
             and schema_version = '1'
@@ -122,8 +121,11 @@ _JUDGE = """
                         service is not null
                         and context_tokens between 0 and 10000000 and context_tokens = floor(context_tokens)
                         and generated_tokens between 0 and 10000000 and generated_tokens = floor(generated_tokens)
-                        and (model is not null or p[4] is null or p[4]::varchar = 'null')
-                    when 'assistant_session' then user_id is not null and duration_seconds between 0 and 86400
+                        and (model is not null or p[4] is null)
+                    when 'assistant_session' then
+                        duration_seconds between 0 and 86400
+                        -- Of all properties only this one may be any text, and must be text.
+                        and json_type(properties, '$.user_id') = 'VARCHAR'
                 end,
                 false
             ) as is_valid
