@@ -14,6 +14,7 @@ from typing import IO
 
 PROJECT = Path(__file__).resolve().parents[1]
 _POLL_SECONDS = 0.02
+_GRACE_SECONDS = 60
 _SPILL_POLL_SECONDS = 0.2
 
 
@@ -61,26 +62,39 @@ def run(
             start_new_session=True,
         )
         peak_spill, next_look = 0, 0.0
-        while True:
-            # wait4 is asked by hand, since only it gives the memory of this one child.
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            now = time.monotonic()
-            if pid:
-                break
-            if now - started > timeout_seconds:
-                os.killpg(process.pid, signal.SIGKILL)
-                os.wait4(process.pid, 0)
-                process.returncode = -signal.SIGKILL
-                raise BenchmarkError(f"{_name(command)}: ended after {timeout_seconds:.0f} s. {_tail(output, errors)}")
-            if spill_folder is not None and now >= next_look:
-                peak_spill = max(peak_spill, _size(spill_folder))
-                next_look = now + _SPILL_POLL_SECONDS
-            time.sleep(_POLL_SECONDS)
+        try:
+            while True:
+                # wait4 is asked by hand, since only it gives the memory of this one child.
+                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+                now = time.monotonic()
+                if pid:
+                    break
+                if now - started > timeout_seconds:
+                    raise BenchmarkError(
+                        f"{_name(command)}: more than {timeout_seconds:.0f} s. {_tail(output, errors)}"
+                    )
+                if spill_folder is not None and now >= next_look:
+                    peak_spill = max(peak_spill, _size(spill_folder))
+                    next_look = now + _SPILL_POLL_SECONDS
+                time.sleep(_POLL_SECONDS)
+        except BaseException:
+            _end(process)
+            raise
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
             raise BenchmarkError(f"{_name(command)}: exit code {process.returncode}. {_tail(output, errors)}")
         output.seek(0)
         return Measurement(now - started, usage.ru_maxrss * 1024, peak_spill, output.read())
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its children, with time for them to end servers of their own."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(timeout=_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _size(folder: Path) -> int:
