@@ -71,7 +71,8 @@ def run(
                     break
                 if now - started > timeout_seconds:
                     raise BenchmarkError(
-                        f"{_name(command)}: more than {timeout_seconds:.0f} s. {_tail(output, errors)}"
+                        f"{_name(command)}: ended after {timeout_seconds:.0f} s; --timeout gives more. "
+                        f"{_tail(output, errors)}"
                     )
                 if spill_folder is not None and now >= next_look:
                     peak_spill = max(peak_spill, _size(spill_folder))

@@ -19,6 +19,13 @@ _ENGINES = {
 _COMMON_STAGES = ("land", "judge and count once", "aggregate", "rate")
 _LARGEST_NODES = 12
 
+_WHO_DOES_WHAT = (
+    "All land the same files, give each delivery its outcome, count each key once, aggregate by hour, roll up to service "
+    "periods and rate usage lines. This project counts with the start-up of its two commands, the floor with that of its "
+    "process; ClickHouse and PostgreSQL without starting and stopping, and their last step, from usage of service periods "
+    "to lines, is the floor's SQL in DuckDB. Only this project has fees, minimums, commitments, credits and marts."
+)
+
 Row = Sequence[str]
 
 
@@ -111,7 +118,7 @@ def _full_refresh(sizes: Mapping[int, Sequence[Record]], newest_first: Sequence[
         ]
     if not rows:
         return ""
-    return "## Full refresh: from files to rated lines\n\n" + _table(
+    return f"## Full refresh: from files to rated lines\n\n{_WHO_DOES_WHAT}\n\n" + _table(
         ("deliveries", "engine", "seconds", "range", "runs", "deliveries/s", "to floor", "peak GiB", "spill GiB"), rows
     )
 
