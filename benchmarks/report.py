@@ -20,10 +20,11 @@ _COMMON_STAGES = ("land", "judge and count once", "aggregate", "rate")
 _LARGEST_NODES = 12
 
 _WHO_DOES_WHAT = (
-    "All land the same files, give each delivery its outcome, count each key once, aggregate by hour, roll up to service "
-    "periods and rate usage lines. This project counts with the start-up of its two commands, the floor with that of its "
-    "process; ClickHouse and PostgreSQL without starting and stopping, and their last step, from usage of service periods "
-    "to lines, is the floor's SQL in DuckDB. Only this project has fees, minimums, commitments, credits and marts."
+    "All land the same files, give each delivery its outcome, count each key once, aggregate by hour, roll up to "
+    "service periods and rate usage lines. This project counts with the start-up of its two commands, the floor with "
+    "that of its process; ClickHouse and PostgreSQL without starting and stopping, and their last step, from usage of "
+    "service periods to lines, is the floor's SQL in DuckDB. Only this project has fees, minimums, commitments, "
+    "credits and marts."
 )
 
 Row = Sequence[str]
