@@ -96,8 +96,7 @@ def rows(connection: SnowflakeConnection, sql: str) -> list[Any]:
 
 
 def create_raw_and_ops_tables(connection: SnowflakeConnection) -> None:
-    macro = (PROJECT_DIR / "macros" / "project" / "create_raw_and_ops_tables.sql").read_text()
-    for statement in re.findall(r'"(create .*?)",', macro, re.DOTALL):
+    for statement in raw_and_ops_table_statements(PROJECT_DIR):
         rows(connection, statement)
 
 
