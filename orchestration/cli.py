@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-import duckdb
 
 from orchestration.lib.demo import run_demo
 from orchestration.lib.explain import explain_line
@@ -19,7 +18,7 @@ from orchestration.lib.invoices import describe_invoice, list_invoices
 from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals
 from orchestration.lib.project import MeteringError, build, read_settings
 from orchestration.lib.sync import guarded_sync
-from orchestration.lib.warehouse import connect, require_successful_build
+from orchestration.lib.warehouse import Warehouse, connect, require_successful_build
 
 
 class _Instant(click.ParamType[str]):
@@ -54,12 +53,12 @@ def load(files: tuple[str, ...], totals: bool) -> None:
     Each file is a batch. Loading a file twice is safe: copies of an event count once.
     """
     paths = expand_patterns(files)
-    with connect(read_settings()) as connection:
+    with connect(read_settings()) as warehouse:
         if totals:
             for path in paths:
-                land_independent_totals(connection, path, progress=click.echo)
+                land_independent_totals(warehouse, path, progress=click.echo)
         else:
-            batches = land_files(connection, paths, progress=click.echo)
+            batches = land_files(warehouse, paths, progress=click.echo)
             deliveries = sum(batch.deliveries for batch in batches)
             click.echo(f"{deliveries:,} deliveries in {len(batches)} batches; next: metering build")
 
@@ -79,8 +78,8 @@ def build_command(full_refresh: bool, as_of: str | None) -> None:
 def check() -> None:
     """Run the guards and write Data Docs. Exits with 1 when a guard is red."""
     settings = read_settings()
-    with connect(settings) as connection:
-        report = run_guards(connection, settings.data_docs)
+    with connect(settings) as warehouse:
+        report = run_guards(warehouse, settings.data_docs)
     for outcome in report.outcomes:
         click.echo(outcome.describe())
     click.echo(f"Data Docs: {report.data_docs}")
@@ -108,10 +107,10 @@ def sync(period: str | None) -> None:
         raise MeteringError("\n".join(["The sync needs attention:", *report.problems]))
 
 
-def _warn_of_unfinished_build(connection: duckdb.DuckDBPyConnection) -> None:
+def _warn_of_unfinished_build(warehouse: Warehouse) -> None:
     """What is printed may come from several builds when the last one failed: say so, on standard error."""
     try:
-        require_successful_build(connection)
+        require_successful_build(warehouse)
     except MeteringError as error:
         click.echo(f"warning: {error}", err=True)
 
@@ -121,9 +120,9 @@ def _warn_of_unfinished_build(connection: duckdb.DuckDBPyConnection) -> None:
 @click.option("--period", metavar="YYYY-MM", help="Only this billing period.")
 def invoices(customer: str | None, period: str | None) -> None:
     """Print draft invoices with their lines; metering explain takes the id in front of a line."""
-    with connect(read_settings()) as connection:
-        _warn_of_unfinished_build(connection)
-        found = list_invoices(connection, customer_id=customer, billing_period=period)
+    with connect(read_settings()) as warehouse:
+        _warn_of_unfinished_build(warehouse)
+        found = list_invoices(warehouse, customer_id=customer, billing_period=period)
     for invoice in found:
         click.echo(describe_invoice(invoice))
     if not found:
@@ -138,13 +137,13 @@ def explain(line_id: str, events: bool) -> None:
 
     The beginning of the id, as metering invoices prints it, is enough.
     """
-    with connect(read_settings()) as connection:
-        _warn_of_unfinished_build(connection)
-        explanation = explain_line(connection, line_id)
+    with connect(read_settings()) as warehouse:
+        _warn_of_unfinished_build(warehouse)
+        explanation = explain_line(warehouse, line_id)
         click.echo(explanation.text)
         if events and explanation.events_sql is not None:
             click.echo("\nevents:")
-            for key, occurred_at, properties in connection.execute(explanation.events_sql).fetchall():
+            for key, occurred_at, properties in warehouse.execute(explanation.events_sql).fetchall():
                 click.echo(f"{occurred_at.isoformat(sep=' ')}  {key}  {properties}")
 
 

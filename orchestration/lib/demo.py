@@ -42,10 +42,10 @@ def run_demo(events: Sequence[str], totals: Path | None, *, progress: Progress) 
         paths, totals = list(data.event_files), data.independent_totals
 
     progress("== load")
-    with connect(settings) as connection:
-        land_files(connection, paths, progress=progress)
+    with connect(settings) as warehouse:
+        land_files(warehouse, paths, progress=progress)
         if totals is not None:
-            land_independent_totals(connection, totals, progress=progress)
+            land_independent_totals(warehouse, totals, progress=progress)
 
     progress("== build: dbt builds and tests seeds and models")
     seconds = build(settings, quiet=True)
@@ -63,8 +63,8 @@ def run_demo(events: Sequence[str], totals: Path | None, *, progress: Progress) 
     progress(f"second sync: {second.created} lines created, {second.already_confirmed} there already")
 
     progress("== draft invoices")
-    with connect(settings) as connection, open_stripe_target({}, settings.stripe_state) as target:
-        invoices = list_invoices(connection)
+    with connect(settings) as warehouse, open_stripe_target({}, settings.stripe_state) as target:
+        invoices = list_invoices(warehouse)
         in_stripe = {draft.metering_invoice_id: draft for draft in read_back_invoices(target)}
     _compare(invoices, in_stripe, progress)
     progress(f"Data Docs: {guards.data_docs}")
@@ -83,12 +83,12 @@ def _start_afresh(settings: Settings) -> None:
 
 
 def _describe_deliveries(settings: Settings, progress: Progress) -> None:
-    with connect(settings) as connection:
-        row = connection.execute(
+    with connect(settings) as warehouse:
+        row = warehouse.execute(
             "select sum(deliveries), sum(accepted), sum(duplicates), sum(conflicts), sum(rejected), sum(dropped) "
             "from marts.fct_ingestion_health"
         ).fetchone()
-        unbilled = connection.execute(
+        unbilled = warehouse.execute(
             "select reason_code, metric_code, sum(event_count) from marts.fct_unbilled_usage group by all order by all"
         ).fetchall()
     assert row is not None

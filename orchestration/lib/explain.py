@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-import duckdb
-
 from orchestration.lib.invoices import format_quantity
 from orchestration.lib.project import MeteringError
-from orchestration.lib.warehouse import require_marts
+from orchestration.lib.warehouse import Parameters, Warehouse, quote, require_marts
 
 _SHORTEST_PREFIX = 6
 
@@ -26,7 +25,7 @@ class Explanation:
     events_sql: str | None
 
 
-def explain_line(connection: duckdb.DuckDBPyConnection, line_id: str) -> Explanation:
+def explain_line(warehouse: Warehouse, line_id: str) -> Explanation:
     """Explain a line of ``fct_invoice_lines``, named by its id or by the beginning of it (six characters or more).
 
     Amounts are in major units of the line's currency, quantities in the unit of the metric or in billable units.
@@ -34,44 +33,40 @@ def explain_line(connection: duckdb.DuckDBPyConnection, line_id: str) -> Explana
     Raises:
         MeteringError: there are no marts yet, or no line or several lines have an id like that.
     """
-    require_marts(connection, "fct_invoice_lines", "fct_invoice_line_tiers")
-    line = _find_line(connection, line_id)
+    require_marts(warehouse, "fct_invoice_lines", "fct_invoice_line_tiers")
+    line = _find_line(warehouse, line_id)
     parts = [*_heading(line)]
     events_sql = None
     match line["line_type"]:
         case "usage" | "flat":
-            parts += _price(connection, line)
-            parts += _tiers(connection, line)
+            parts += _price(warehouse, line)
+            parts += _tiers(warehouse, line)
             parts += _adjustments(line)
             if line["metric_code"] is not None:
-                events_sql = _events_sql(connection, line)
-                parts += _usage(connection, line, events_sql)
+                events_sql = _events_sql(warehouse, line)
+                parts += _usage(warehouse, line, events_sql)
         case "minimum":
-            parts += _missing_to_a_minimum(connection, line)
+            parts += _missing_to_a_minimum(warehouse, line)
         case "commitment":
-            parts += _missing_to_a_commitment(connection, line)
+            parts += _missing_to_a_commitment(warehouse, line)
         case "credit":
-            parts += _credit(connection, line)
-    parts += _credits_that_pay(connection, line)
+            parts += _credit(warehouse, line)
+    parts += _credits_that_pay(warehouse, line)
     if events_sql is not None:
         parts += ["", "the SQL that lists the events:", events_sql]
     return Explanation(line_id=line["line_id"], text="\n".join(parts), events_sql=events_sql)
 
 
-def _rows(
-    connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[object] | Mapping[str, object] = ()
-) -> list[dict[str, Any]]:
-    cursor = connection.execute(sql, parameters if isinstance(parameters, Mapping) else list(parameters))
-    names = [column[0] for column in cursor.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+def _rows(warehouse: Warehouse, sql: str, parameters: Parameters = ()) -> list[dict[str, Any]]:
+    return warehouse.execute(sql, parameters).records()
 
 
-def _find_line(connection: duckdb.DuckDBPyConnection, line_id: str) -> dict[str, Any]:
+def _find_line(warehouse: Warehouse, line_id: str) -> dict[str, Any]:
     found = _rows(
-        connection,
+        warehouse,
         """
         select * from marts.fct_invoice_lines
-        where line_id = $id or (length($id) >= $shortest and starts_with(line_id, $id))
+        where line_id = $id or (length($id) >= $shortest and left(line_id, length($id)) = $id)
         order by line_id
         limit 2
         """,
@@ -111,9 +106,9 @@ def _heading(line: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _price(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any]) -> list[str]:
+def _price(warehouse: Warehouse, line: Mapping[str, Any]) -> list[str]:
     [price] = _rows(
-        connection,
+        warehouse,
         "select * from seeds.charges where charge_code = ? and price_version = ?",
         [line["charge_code"], line["price_version"]],
     )
@@ -132,9 +127,9 @@ def _price(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any]) -> li
     return parts
 
 
-def _tiers(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any]) -> list[str]:
+def _tiers(warehouse: Warehouse, line: Mapping[str, Any]) -> list[str]:
     tiers = _rows(
-        connection,
+        warehouse,
         "select * from marts.fct_invoice_line_tiers where line_id = ? order by tier_number",
         [line["line_id"]],
     )
@@ -169,10 +164,8 @@ def _adjustments(line: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _usage(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any], events_sql: str) -> list[str]:
-    [metric] = _rows(
-        connection, "select * from marts.dim_billable_metrics where metric_code = ?", [line["metric_code"]]
-    )
+def _usage(warehouse: Warehouse, line: Mapping[str, Any], events_sql: str) -> list[str]:
+    [metric] = _rows(warehouse, "select * from marts.dim_billable_metrics where metric_code = ?", [line["metric_code"]])
     what = metric["aggregation"] + ("" if metric["property_name"] is None else f" of {metric['property_name']}")
     if metric["metering_period"] is not None:
         what += f" by {metric['metering_period']}, {metric['period_aggregation']} of these"
@@ -186,7 +179,7 @@ def _usage(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any], event
     if metric["unit_size"] != 1 or metric["quantity_rounding"] is not None:
         rounding = "" if metric["quantity_rounding"] is None else f", rounded ({metric['quantity_rounding']})"
         parts.append(f"billable unit   {format_quantity(metric['unit_size'])} {metric['unit']}{rounding}")
-    parts += _entitlement(connection, line)
+    parts += _entitlement(warehouse, line)
     parts.append(f"billable        {format_quantity(line['billable_quantity'])}")
     if line["event_count"]:
         parts.append(
@@ -195,15 +188,15 @@ def _usage(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any], event
         )
     else:
         parts.append("events          none under this price")
-    listed = connection.execute(f"select count(*) from ({events_sql}) as events").fetchone()
+    listed = warehouse.execute(f"select count(*) from ({events_sql}) as events").fetchone()
     earlier = ", with the earlier changes that make the level" if metric["aggregation"] == "weighted_sum" else ""
     parts.append(f"                the SQL below lists {listed[0] if listed else 0:,} in the warehouse now{earlier}")
     return parts
 
 
-def _entitlement(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any]) -> list[str]:
+def _entitlement(warehouse: Warehouse, line: Mapping[str, Any]) -> list[str]:
     rows = _rows(
-        connection,
+        warehouse,
         """
         select
             coalesce(included.included_quantity, 0) as included_quantity,
@@ -237,34 +230,26 @@ def _entitlement(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any])
     return parts
 
 
-def _literal(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
-def _property(name: str) -> str:
-    return "json_extract_string(properties, " + _literal(f'$."{name}"') + ")"
-
-
 _COMPARISONS = {"greater_than": ">", "at_least": ">=", "less_than": "<", "at_most": "<="}
 
 
-def _filter_conditions(filters: Sequence[Mapping[str, Any]]) -> list[str]:
+def _filter_conditions(warehouse: Warehouse, filters: Sequence[Mapping[str, Any]]) -> list[str]:
     """One condition a property and operator; the rows of ``in`` and ``not_in`` belong together."""
     values: dict[tuple[str, str], list[str]] = {}
     for row in filters:
         values.setdefault((row["property_name"], row["operator"]), []).append(row["filter_value"])
     conditions = []
     for (name, operator), of_operator in values.items():
-        text = _property(name)
+        text = warehouse.property_text("properties", name)
         match operator:
             case "is_present":
                 conditions.append(f"{text} is not null")
             case "is_absent":
                 conditions.append(f"{text} is null")
             case "equals" | "in":
-                conditions.append(f"{text} in ({', '.join(map(_literal, of_operator))})")
+                conditions.append(f"{text} in ({', '.join(map(quote, of_operator))})")
             case "not_in":
-                conditions.append(f"coalesce({text} not in ({', '.join(map(_literal, of_operator))}), true)")
+                conditions.append(f"coalesce({text} not in ({', '.join(map(quote, of_operator))}), true)")
             case _:
                 conditions += [
                     f"cast({text} as decimal(38, 9)) {_COMPARISONS[operator]} {value}" for value in of_operator
@@ -272,21 +257,22 @@ def _filter_conditions(filters: Sequence[Mapping[str, Any]]) -> list[str]:
     return conditions
 
 
-def _events_sql(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any]) -> str:
+def _events_sql(warehouse: Warehouse, line: Mapping[str, Any]) -> str:
     code = line["metric_code"]
-    [metric] = _rows(connection, "select * from seeds.billable_metrics where metric_code = ?", [code])
+    [metric] = _rows(warehouse, "select * from seeds.billable_metrics where metric_code = ?", [code])
     dimensions = _rows(
-        connection,
-        "select property_name, json_extract_string(?, '$.\"' || property_name || '\"') as dimension_value "
-        "from seeds.metric_dimensions where metric_code = ? and purpose = 'pricing' order by dimension_position",
-        [line["dimensions"], code],
+        warehouse,
+        "select property_name from seeds.metric_dimensions "
+        "where metric_code = ? and purpose = 'pricing' order by dimension_position",
+        [code],
     )
+    values = json.loads(line["dimensions"])
     filters = _rows(
-        connection, "select * from seeds.metric_filters where metric_code = ? order by property_name, operator", [code]
+        warehouse, "select * from seeds.metric_filters where metric_code = ? order by property_name, operator", [code]
     )
     conditions = [
-        f"customer_id = {_literal(line['customer_id'])}",
-        f"event_type = {_literal(metric['event_type'])}",
+        f"customer_id = {quote(line['customer_id'])}",
+        f"event_type = {quote(metric['event_type'])}",
         # A level is the sum of all changes before.
         *(
             []
@@ -294,13 +280,13 @@ def _events_sql(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any]) 
             else [f"occurred_at >= timestamp '{line['price_start_at'].isoformat(sep=' ')}'"]
         ),
         f"occurred_at < timestamp '{line['price_end_at'].isoformat(sep=' ')}'",
-        *_filter_conditions(filters),
+        *_filter_conditions(warehouse, filters),
     ]
     conditions += [
-        f"{_property(row['property_name'])} is null"
-        if row["dimension_value"] is None
-        else f"{_property(row['property_name'])} = {_literal(row['dimension_value'])}"
-        for row in dimensions
+        f"{warehouse.property_text('properties', name)} is null"
+        if values.get(name) is None
+        else f"{warehouse.property_text('properties', name)} = {quote(values[name])}"
+        for name in (row["property_name"] for row in dimensions)
     ]
     # The line of a charge that has no priced usage names no dimension values, so none of the events are its own.
     if dimensions and line["dimensions"] == "{}":
@@ -312,9 +298,9 @@ def _events_sql(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any]) 
     )
 
 
-def _missing_to_a_minimum(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any]) -> list[str]:
+def _missing_to_a_minimum(warehouse: Warehouse, line: Mapping[str, Any]) -> list[str]:
     [totals] = _rows(
-        connection,
+        warehouse,
         """
         select coalesce(sum(amount), 0) as amount, count(*) as line_count
         from marts.fct_invoice_lines
@@ -333,12 +319,12 @@ def _missing_to_a_minimum(connection: duckdb.DuckDBPyConnection, line: Mapping[s
     ]
 
 
-def _missing_to_a_commitment(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any]) -> list[str]:
+def _missing_to_a_commitment(warehouse: Warehouse, line: Mapping[str, Any]) -> list[str]:
     [commitment] = _rows(
-        connection, "select * from seeds.commitments where commitment_code = ?", [line["commitment_code"]]
+        warehouse, "select * from seeds.commitments where commitment_code = ?", [line["commitment_code"]]
     )
     [true_up] = _rows(
-        connection, "select * from intermediate.int_commitment_true_ups where line_id = ?", [line["line_id"]]
+        warehouse, "select * from intermediate.int_commitment_true_ups where line_id = ?", [line["line_id"]]
     )
     scale = line["amount"] / line["amount_minor"]
     until = "" if commitment["valid_to"] is None else f" until before {commitment['valid_to']}"
@@ -351,10 +337,10 @@ def _missing_to_a_commitment(connection: duckdb.DuckDBPyConnection, line: Mappin
     ]
 
 
-def _credit(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any]) -> list[str]:
-    [grant] = _rows(connection, "select * from seeds.credit_grants where grant_code = ?", [line["credit_grant_code"]])
+def _credit(warehouse: Warehouse, line: Mapping[str, Any]) -> list[str]:
+    [grant] = _rows(warehouse, "select * from seeds.credit_grants where grant_code = ?", [line["credit_grant_code"]])
     [used] = _rows(
-        connection,
+        warehouse,
         """
         select -sum(amount) as amount
         from marts.fct_invoice_lines
@@ -370,11 +356,11 @@ def _credit(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any]) -> l
     ]
 
 
-def _credits_that_pay(connection: duckdb.DuckDBPyConnection, line: Mapping[str, Any]) -> list[str]:
+def _credits_that_pay(warehouse: Warehouse, line: Mapping[str, Any]) -> list[str]:
     return [
         f"credit          {row['credit_grant_code']} pays {_money(-row['amount'], line)} (line {row['line_id']})"
         for row in _rows(
-            connection,
+            warehouse,
             """
             select * from marts.fct_invoice_lines
             where paid_line_id = ?

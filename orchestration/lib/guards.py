@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import duckdb
-
 from orchestration.lib.project import MeteringError
-from orchestration.lib.warehouse import require_marts
+from orchestration.lib.warehouse import Warehouse, require_marts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,30 +101,34 @@ class GuardReport:
         )
 
 
-def run_guards(connection: duckdb.DuckDBPyConnection, data_docs: Path) -> GuardReport:
+def run_guards(warehouse: Warehouse, data_docs: Path) -> GuardReport:
     """Judge the measurements of the last build and write Data Docs.
 
     Args:
-        connection: open warehouse, built.
+        warehouse: open warehouse, built.
         data_docs: folder for the Data Docs; what was there before is replaced.
 
     Raises:
         MeteringError: the warehouse has not been built.
     """
-    require_marts(connection, "fct_guard_measurements")
-    measurements = connection.execute(
-        """
-        select
-            guard_code,
-            subject,
-            cast(measured as double) as measured,
-            is_breach,
-            exception_reason is not null as is_excepted
-        from marts.fct_guard_measurements
-        order by guard_code, measured desc, subject
-        """
-    ).df()
-    guards = connection.execute(
+    require_marts(warehouse, "fct_guard_measurements")
+    measurements = (
+        warehouse.execute(
+            """
+            select
+                guard_code,
+                subject,
+                cast(measured as double) as measured,
+                is_breach,
+                exception_reason is not null as is_excepted
+            from marts.fct_guard_measurements
+            order by guard_code, measured desc, subject
+            """
+        )
+        .frame()
+        .astype({"measured": float, "is_breach": bool, "is_excepted": bool})
+    )
+    guards = warehouse.execute(
         """
         select
             coalesce(thresholds.guard_code, measured.guard_code) as guard_code,

@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-import duckdb
-
 from orchestration.lib.project import MeteringError
 from orchestration.lib.stripe_sync import StripeInvoice
-from orchestration.lib.warehouse import require_marts
+from orchestration.lib.warehouse import Warehouse, require_marts
 
 
 @dataclass(frozen=True)
@@ -43,19 +41,19 @@ class Invoice:
 
 
 def list_invoices(
-    connection: duckdb.DuckDBPyConnection, *, customer_id: str | None = None, billing_period: str | None = None
+    warehouse: Warehouse, *, customer_id: str | None = None, billing_period: str | None = None
 ) -> list[Invoice]:
     """Invoices by billing period and customer.
 
     Raises:
         MeteringError: there are no marts yet, or the customer is not known.
     """
-    require_marts(connection, "fct_invoices", "fct_invoice_lines", "stripe_invoice_items", "dim_customers")
+    require_marts(warehouse, "fct_invoices", "fct_invoice_lines", "stripe_invoice_items", "dim_customers")
     if customer_id is not None:
-        known = connection.execute("select 1 from marts.dim_customers where customer_id = ?", [customer_id]).fetchone()
+        known = warehouse.execute("select 1 from marts.dim_customers where customer_id = ?", [customer_id]).fetchone()
         if known is None:
             raise MeteringError(f"Customer {customer_id!r} is not in dim_customers.")
-    rows = connection.execute(
+    rows = warehouse.execute(
         """
         select
             invoices.invoice_id,

@@ -1,7 +1,8 @@
 """Landing: usage events and independent totals, from files into the raw tables.
 
-The warehouse reads the files. Each file is one batch, landed in one transaction. Nothing is checked here beyond
-whether a record can be read at all; a record that cannot be is landed with its line, its text and the reason.
+DuckDB reads the files, whatever the warehouse is. Each file is one batch, landed in one transaction. Nothing is checked
+here beyond whether a record can be read at all; a record that cannot be is landed with its line, its text and the
+reason.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import IO
 import duckdb
 
 from orchestration.lib.project import MeteringError, Progress
+from orchestration.lib.warehouse import Warehouse, WarehouseError
 
 EVENT_FIELDS = (
     "idempotency_key", "event_type", "schema_version", "customer_id",
@@ -82,9 +84,7 @@ def expand_patterns(patterns: Sequence[str]) -> list[Path]:
     return list(files)
 
 
-def land_files(
-    connection: duckdb.DuckDBPyConnection, paths: Iterable[Path], *, progress: Progress
-) -> list[LandedBatch]:
+def land_files(warehouse: Warehouse, paths: Iterable[Path], *, progress: Progress) -> list[LandedBatch]:
     """Land event files, each as a batch of its own.
 
     Formats go by the name: .jsonl, .ndjson (one event or CloudEvent a line), .json (an array of them), .csv and
@@ -92,7 +92,7 @@ def land_files(
     ``properties`` its other columns are taken as the properties.
 
     Args:
-        connection: open warehouse with its landing tables.
+        warehouse: open warehouse with its landing tables.
         paths: files to land, in this order.
         progress: called with a line of text for each file.
 
@@ -102,7 +102,7 @@ def land_files(
     batches, failures = [], []
     for path in paths:
         try:
-            batches.append(_land_file(connection, path, progress))
+            batches.append(_land_file(warehouse, path, progress))
         except MeteringError as error:
             failures.append(str(error))
     if failures:
@@ -110,7 +110,7 @@ def land_files(
     return batches
 
 
-def land_new_files(connection: duckdb.DuckDBPyConnection, folder: Path, *, progress: Progress) -> list[LandedBatch]:
+def land_new_files(warehouse: Warehouse, folder: Path, *, progress: Progress) -> list[LandedBatch]:
     """Land the event files of a folder that have not landed yet, by path, size and time of modification.
 
     A file that was changed is landed again whole: what was there before is a copy, and copies count once.
@@ -118,14 +118,14 @@ def land_new_files(connection: duckdb.DuckDBPyConnection, folder: Path, *, progr
     Raises:
         MeteringError: as land_files.
     """
-    landed = set(connection.execute("select source, file_bytes, file_modified_ns from raw.load_batches").fetchall())
+    landed = set(warehouse.execute("select source, file_bytes, file_modified_ns from raw.load_batches").rows)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return land_files(
-        connection, [path for path in files if (str(path), *_version(path)) not in landed], progress=progress
+        warehouse, [path for path in files if (str(path), *_version(path)) not in landed], progress=progress
     )
 
 
-def land_new_independent_totals(connection: duckdb.DuckDBPyConnection, folder: Path, *, progress: Progress) -> int:
+def land_new_independent_totals(warehouse: Warehouse, folder: Path, *, progress: Progress) -> int:
     """Land the CSV files of a folder whose content has not landed yet.
 
     Returns:
@@ -134,16 +134,16 @@ def land_new_independent_totals(connection: duckdb.DuckDBPyConnection, folder: P
     Raises:
         MeteringError: as land_independent_totals.
     """
-    landed = {row[0] for row in connection.execute("select distinct batch_id from raw.independent_totals").fetchall()}
-    digests = {batch_id.rsplit("-", 1)[1] for batch_id in landed}
+    landed = warehouse.execute("select distinct batch_id from raw.independent_totals").rows
+    digests = {batch_id.rsplit("-", 1)[1] for (batch_id,) in landed}
     return sum(
-        land_independent_totals(connection, path, progress=progress)
+        land_independent_totals(warehouse, path, progress=progress)
         for path in sorted(folder.rglob("*.csv"))
         if hashlib.sha256(path.read_bytes()).hexdigest()[:12] not in digests
     )
 
 
-def _land_file(connection: duckdb.DuckDBPyConnection, path: Path, progress: Progress) -> LandedBatch:
+def _land_file(warehouse: Warehouse, path: Path, progress: Progress) -> LandedBatch:
     started = time.monotonic()
     kind = _kind_of(path)
     # Taken before reading: what is written to the file meanwhile makes it a new version.
@@ -151,34 +151,31 @@ def _land_file(connection: duckdb.DuckDBPyConnection, path: Path, progress: Prog
     facts = _inspect(path, is_lines=kind == "jsonl")
     received_at = datetime.now(UTC).replace(tzinfo=None)
     batch_id = f"{received_at:%Y%m%dT%H%M%S%fZ}-{facts.sha256[:12]}"
-    earlier = connection.execute(
+    earlier = warehouse.execute(
         "select batch_id from raw.load_batches where file_sha256 = ? order by received_at limit 1", [facts.sha256]
     ).fetchone()
 
-    connection.execute("begin")
     try:
-        if kind == "jsonl":
-            counted = _insert_lines(connection, path, facts, batch_id, received_at)
-        elif kind == "json":
-            counted = _insert_array(connection, path, batch_id, received_at)
-        elif kind == "csv":
-            counted = _insert_csv(connection, path, batch_id, received_at)
-        else:
-            counted = _insert_parquet(connection, path, batch_id, received_at)
-        connection.execute(
-            "insert into raw.load_batches values (?, ?, ?, ?, ?, ?, ?)",
-            [batch_id, str(path), facts.sha256, *version, counted, received_at],
-        )
-        landed = connection.execute(
-            "select count(*), count(landing_error_code) from raw.usage_events where batch_id = ?", [batch_id]
-        ).fetchone()
-        connection.execute("commit")
+        with warehouse.landing() as connection:
+            if kind == "jsonl":
+                counted = _insert_lines(connection, path, facts, batch_id, received_at)
+            elif kind == "json":
+                counted = _insert_array(connection, path, batch_id, received_at)
+            elif kind == "csv":
+                counted = _insert_csv(connection, path, batch_id, received_at)
+            else:
+                counted = _insert_parquet(connection, path, batch_id, received_at)
+            connection.execute(
+                "insert into raw.load_batches values (?, ?, ?, ?, ?, ?, ?)",
+                [batch_id, str(path), facts.sha256, *version, counted, received_at],
+            )
+            landed = connection.execute(
+                "select count(*), count(landing_error_code) from raw.usage_events where batch_id = ?", [batch_id]
+            ).fetchone()
     except duckdb.Error as error:
-        connection.execute("rollback")
         raise MeteringError(f"{path}: cannot be read as {kind}, nothing of it was landed: {error}") from error
-    except BaseException:
-        connection.execute("rollback")
-        raise
+    except WarehouseError as error:
+        raise MeteringError(f"{path}: is not landed: {error}") from error
 
     assert landed is not None
     batch = LandedBatch(
@@ -549,7 +546,7 @@ def _identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def land_independent_totals(connection: duckdb.DuckDBPyConnection, path: Path, *, progress: Progress) -> int:
+def land_independent_totals(warehouse: Warehouse, path: Path, *, progress: Progress) -> int:
     """Land a CSV file of independent totals (columns TOTALS_FIELDS), whole or not at all.
 
     Periods are UTC, half-open and on full hours, since usage is metered by the hour. ``dimensions`` is empty for a
@@ -575,16 +572,11 @@ def land_independent_totals(connection: duckdb.DuckDBPyConnection, path: Path, *
         raise MeteringError(f"{path}: has no rows.")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     batch_id = f"{received_at:%Y%m%dT%H%M%S%fZ}-{digest[:12]}"
-    connection.execute("begin")
-    try:
+    with warehouse.landing() as connection:
         connection.executemany(
             "insert into raw.independent_totals values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [[batch_id, row[0], received_at, *row[1:]] for row in rows],
         )
-        connection.execute("commit")
-    except BaseException:
-        connection.execute("rollback")
-        raise
     progress(f"landed {path.name}: {len(rows):,} independent totals")
     return len(rows)
 

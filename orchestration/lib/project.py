@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dbt.adapters.snowflake.connections import SnowflakeCredentials
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 DEFAULT_DATABASE = PROJECT_DIR / "data" / "metering.duckdb"
+DUCKDB_TARGETS = ("dev", "ci")
 
 Progress = Callable[[str], None]
 
@@ -28,9 +34,13 @@ class Settings:
     """What a command works on, taken from the environment.
 
     Attributes:
-        database: DuckDB file (METERING_DUCKDB_PATH; data/metering.duckdb in the project by default).
+        database: DuckDB file (METERING_DUCKDB_PATH; data/metering.duckdb in the project by default). On Snowflake there
+            is none, and this only says where the files beside it are: METERING_STATE_DIR, by default
+            data/<account>-<database> in the project.
         target: dbt target (METERING_TARGET; dev by default).
         project: the dbt project; this one.
+        snowflake: account, database and authentication of a Snowflake target, as the dbt profile has them; None for
+            DuckDB. Holds secrets.
         stripe_state: state file of the local Stripe server, beside the database.
         data_docs: folder of the Great Expectations Data Docs, beside the database.
         landing: folder whose files the landing assets load: events/ and totals/ (METERING_LANDING_DIR; landing beside
@@ -40,6 +50,7 @@ class Settings:
     database: Path
     target: str
     project: Path = PROJECT_DIR
+    snowflake: SnowflakeCredentials | None = field(default=None, repr=False)
 
     @property
     def stripe_state(self) -> Path:
@@ -55,19 +66,61 @@ class Settings:
 
 
 def read_settings() -> Settings:
-    """Read the settings from the environment.
+    """Read the settings from the environment. Targets other than dev and ci are Snowflake's, as the dbt profile says.
 
     Raises:
-        MeteringError: the target is not a DuckDB one.
+        MeteringError: the profile has no such target, or not as one of Snowflake.
     """
     target = os.environ.get("METERING_TARGET", "dev")
-    if target not in ("dev", "ci"):
+    if target in DUCKDB_TARGETS:
+        database = Path(os.environ.get("METERING_DUCKDB_PATH", str(DEFAULT_DATABASE)))
+        return Settings(database=database if database.is_absolute() else Path.cwd() / database, target=target)
+    credentials = _snowflake_credentials(target)
+    name = re.sub(r"[^a-z0-9_.-]+", "_", f"{credentials.account}-{credentials.database}".lower())
+    folder = Path(os.environ.get("METERING_STATE_DIR", str(PROJECT_DIR / "data" / name)))
+    return Settings(database=folder.absolute() / "metering", target=target, snowflake=credentials)
+
+
+def _snowflake_credentials(target: str) -> SnowflakeCredentials:
+    """The credentials of a target, rendered by dbt from its profile, so that they are said once.
+
+    Raises:
+        MeteringError: the profile has no such target, not as one of Snowflake, or without an account.
+    """
+    from dbt.adapters.snowflake.connections import SnowflakeCredentials
+    from dbt.config.profile import Profile, read_profile
+    from dbt.config.renderer import ProfileRenderer
+    from dbt_common.context import set_invocation_context
+    from dbt_common.dataclass_schema import ValidationError
+    from dbt_common.exceptions import DbtRuntimeError
+
+    set_invocation_context(dict(os.environ))
+    profiles = read_profile(str(PROJECT_DIR / "profiles"))
+    try:
+        _, output = Profile.render_profile(profiles["metering"], "metering", target, ProfileRenderer({}))
+    except DbtRuntimeError as error:
+        raise MeteringError(f"METERING_TARGET={target}: {error.msg}") from error
+    if output["type"] != "snowflake":
         raise MeteringError(
-            f"METERING_TARGET={target}: these commands work on the DuckDB targets dev and ci. "
-            "Unset METERING_TARGET, or run dbt itself for other targets."
+            f"METERING_TARGET={target}: is {output['type']} in profiles/profiles.yml. The commands work on the DuckDB "
+            f"targets {' and '.join(DUCKDB_TARGETS)} and on targets of Snowflake."
         )
-    database = Path(os.environ.get("METERING_DUCKDB_PATH", str(DEFAULT_DATABASE)))
-    return Settings(database=database if database.is_absolute() else Path.cwd() / database, target=target)
+    if not output.get("account"):
+        raise MeteringError(
+            f"METERING_TARGET={target}: no Snowflake account. Set SNOWFLAKE_ACCOUNT and the other variables that "
+            "profiles/profiles.yml names, or unset METERING_TARGET for DuckDB."
+        )
+    fields = {name: value for name, value in output.items() if name not in ("type", "threads")}
+    try:
+        fields = SnowflakeCredentials.translate_aliases(fields)
+        SnowflakeCredentials.validate(fields)
+    except (DbtRuntimeError, ValidationError) as error:
+        # The error may repeat a value, and so a secret: only the rule is told.
+        path = ".".join(str(part) for part in getattr(error, "path", ()))
+        raise MeteringError(
+            f"METERING_TARGET={target}: {path or 'the target'} in profiles/profiles.yml is invalid."
+        ) from None
+    return SnowflakeCredentials.from_dict(fields)
 
 
 @contextlib.contextmanager
@@ -127,18 +180,21 @@ def run_dbt(settings: Settings, *arguments: str, quiet: bool = False) -> None:
 
 
 def ensure_manifest(settings: Settings) -> Path:
-    """The project's manifest.json, parsed anew when a file of the project is newer.
+    """The project's manifest.json for the target, parsed anew when a file of the project is newer.
 
     Raises:
         BuildError: the project does not parse.
     """
-    manifest = settings.project / "target" / "manifest.json"
+    folder = settings.project / "target"
+    if settings.snowflake is not None:
+        folder = folder / settings.target
+    manifest = folder / "manifest.json"
     folders = ("models", "macros", "seeds", "tests/generic", "tests/singular", "profiles")
     sources = [settings.project / "dbt_project.yml"]
     sources += [path for folder in folders for path in (settings.project / folder).rglob("*") if path.is_file()]
     newest = max(path.stat().st_mtime for path in sources)
     if not manifest.exists() or manifest.stat().st_mtime < newest:
-        run_dbt(settings, "parse", quiet=True)
+        run_dbt(settings, "parse", "--target-path", str(folder), quiet=True)
     return manifest
 
 

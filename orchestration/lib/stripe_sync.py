@@ -19,12 +19,12 @@ from datetime import UTC, datetime
 from math import ceil
 from typing import Any, Literal, TypeVar
 
-import duckdb
 import stripe
 from stripe.params import CustomerCreateParams, InvoiceCreateParams, InvoiceItemCreateParams
 
 from orchestration.lib.project import MeteringError
 from orchestration.lib.stripe_target import StripeTarget, redact_keys
+from orchestration.lib.warehouse import MissingObjectError, OpenTransactionError, Warehouse
 
 T = TypeVar("T")
 Entity = Literal["customer", "invoice", "invoice_item"]
@@ -214,7 +214,7 @@ class StripeInvoice:
 
 
 def sync_invoice_items(
-    connection: duckdb.DuckDBPyConnection,
+    warehouse: Warehouse,
     target: StripeTarget,
     *,
     billing_period: str | None,
@@ -224,7 +224,7 @@ def sync_invoice_items(
     """Send every line of the outbox that may be sent and is not confirmed in this account.
 
     Args:
-        connection: a writable connection with the outbox and the log, and no transaction open.
+        warehouse: an open warehouse with the outbox and the log, and no transaction open.
         target: the Stripe to send to.
         billing_period: such as `2026-10`, to send only its lines; None for all. Confirmed lines that are gone
             from the outbox are reported whatever the period, since the log does not know it.
@@ -237,8 +237,8 @@ def sync_invoice_items(
     Raises:
         StripeSyncError: a table is missing, the outbox contradicts itself, or a transaction is open.
     """
-    lines = read_outbox(connection)
-    log = read_log(connection, target.log_account)
+    lines = read_outbox(warehouse)
+    log = read_log(warehouse, target.log_account)
     plan = plan_sync(lines, log, billing_period)
     report = SyncReport(
         target.log_account,
@@ -254,18 +254,18 @@ def sync_invoice_items(
         ],
         changes=plan.changes,
     )
-    _Run(connection, target, log, report, progress, sleep).send(plan.groups)
+    _Run(warehouse, target, log, report, progress, sleep).send(plan.groups)
     return report
 
 
-def read_outbox(connection: duckdb.DuckDBPyConnection) -> list[OutboxLine]:
+def read_outbox(warehouse: Warehouse) -> list[OutboxLine]:
     """All rows of `marts.stripe_invoice_items`, ordered by line id.
 
     Raises:
         StripeSyncError: the table is missing, or lacks a column.
     """
     rows = _query(
-        connection,
+        warehouse,
         """
         select
             line_id, invoice_id, customer_id, customer_name, stripe_customer_id, billing_period,
@@ -279,29 +279,29 @@ def read_outbox(connection: duckdb.DuckDBPyConnection) -> list[OutboxLine]:
     return [OutboxLine(*row) for row in rows]
 
 
-def read_log(connection: duckdb.DuckDBPyConnection, stripe_account: str) -> Log:
+def read_log(warehouse: Warehouse, stripe_account: str) -> Log:
     """The state of every object that `ops.stripe_sync_log` has for an account, by entity and entity key.
 
     Raises:
         StripeSyncError: the table is missing, or lacks a column.
     """
     rows = _query(
-        connection,
+        warehouse,
         """
         select
             entity,
             entity_key,
-            arg_max(stripe_object_id, logged_at) filter (where step = 'confirmed'),
-            arg_max(amount_minor, logged_at) filter (where step = 'confirmed'),
-            arg_max(currency, logged_at) filter (where step = 'confirmed'),
-            count(*) filter (where step = 'failed'),
-            min(logged_at) filter (where step = 'intent'),
-            arg_max(currency, logged_at),
-            arg_max(customer_id, logged_at),
-            arg_max(billing_period, logged_at),
+            max_by(stripe_object_id, case when step = 'confirmed' then logged_at end),
+            max_by(amount_minor, case when step = 'confirmed' then logged_at end),
+            max_by(currency, case when step = 'confirmed' then logged_at end),
+            count_if(step = 'failed'),
+            min(case when step = 'intent' then logged_at end),
+            max_by(currency, logged_at),
+            max_by(customer_id, logged_at),
+            max_by(billing_period, logged_at),
             -- An idempotency error says that an earlier try with other parameters did arrive.
-            count(*) filter (where step = 'intent') = count(*) filter (
-                where step = 'failed' and http_status < 500 and error_code is distinct from 'idempotency_error'
+            count_if(step = 'intent') = count_if(
+                step = 'failed' and http_status < 500 and error_code is distinct from 'idempotency_error'
             )
         from ops.stripe_sync_log
         where stripe_account = ?
@@ -524,14 +524,14 @@ class _Run:
 
     def __init__(
         self,
-        connection: duckdb.DuckDBPyConnection,
+        warehouse: Warehouse,
         target: StripeTarget,
         log: Log,
         report: SyncReport,
         progress: Callable[[str], None],
         sleep: Callable[[float], None],
     ) -> None:
-        self._connection = connection
+        self._warehouse = warehouse
         self._target = target
         self._services = target.client.v1
         self._log = log
@@ -779,22 +779,12 @@ class _Run:
             **columns,
         }
         try:
-            self._connection.begin()
-        except duckdb.TransactionException as error:
+            self._warehouse.append("ops.stripe_sync_log", row)
+        except OpenTransactionError as error:
             raise StripeSyncError(
                 "The warehouse connection has a transaction open, so the sync log would not be durable "
                 "before the call to Stripe. Commit or roll back first."
             ) from error
-        placeholders = ", ".join("?" for _ in row)
-        try:
-            self._connection.execute(
-                f"insert into ops.stripe_sync_log ({', '.join(row)}) values ({placeholders})",
-                list(row.values()),
-            )
-        except duckdb.Error:
-            self._connection.rollback()
-            raise
-        self._connection.commit()
 
 
 def with_backoff(call: Callable[[], T], sleep: Callable[[float], None]) -> T:
@@ -868,10 +858,10 @@ def _epoch_seconds(at: datetime) -> float:
     return at.replace(tzinfo=UTC).timestamp()
 
 
-def _query(connection: duckdb.DuckDBPyConnection, statement: str, values: list[str]) -> list[tuple[Any, ...]]:
+def _query(warehouse: Warehouse, statement: str, values: list[str]) -> list[tuple[Any, ...]]:
     try:
-        return connection.execute(statement, values).fetchall()
-    except (duckdb.CatalogException, duckdb.BinderException) as error:
+        return warehouse.execute(statement, values).rows
+    except MissingObjectError as error:
         raise StripeSyncError(
             f"The warehouse lacks what the sync reads ({str(error).splitlines()[0]}). "
             "Run `dbt build` on it first: that makes the outbox and the sync log."

@@ -29,11 +29,11 @@ def guarded_sync(
     """
     if billing_period is not None and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", billing_period):
         raise MeteringError(f"{billing_period!r} is no billing period: give a calendar month such as 2026-10.")
-    with connect(settings) as connection:
-        require_successful_build(connection)
-        require_marts(connection, "stripe_invoice_items", "fct_guard_measurements")
-        guards = run_guards(connection, settings.data_docs)
+    with connect(settings) as warehouse:
+        require_successful_build(warehouse)
+        require_marts(warehouse, "stripe_invoice_items", "fct_guard_measurements")
+        guards = run_guards(warehouse, settings.data_docs)
         guards.require_passed()
         with open_stripe_target(os.environ, settings.stripe_state) as target:
             progress(f"syncing to {target.label}, account {target.account_id}")
-            return guards, sync_invoice_items(connection, target, billing_period=billing_period, progress=progress)
+            return guards, sync_invoice_items(warehouse, target, billing_period=billing_period, progress=progress)

@@ -1,75 +1,216 @@
-"""Connections to the embedded warehouse."""
+"""The warehouse behind one interface: DuckDB here, Snowflake in snowflake_warehouse."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import duckdb
 
 from orchestration.lib.project import MeteringError, Settings, run_dbt
 
-_LANDING_TABLES = {
+if TYPE_CHECKING:
+    import pandas as pd
+
+Parameters = Sequence[object] | Mapping[str, object]
+
+LANDING_TABLES = (
     ("raw", "usage_events"),
     ("raw", "load_batches"),
     ("raw", "independent_totals"),
     ("ops", "build_log"),
     ("ops", "stripe_sync_log"),
-}
+)
 
 
-def _open(settings: Settings) -> duckdb.DuckDBPyConnection:
+class WarehouseError(MeteringError):
+    """The warehouse cannot be reached, or refused a statement. Messages never contain a secret."""
+
+
+class MissingObjectError(WarehouseError):
+    """A table, view or column that a statement names is not there, or may not be seen."""
+
+
+class OpenTransactionError(WarehouseError):
+    """A row that must be durable at once was to be written inside a transaction."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a statement returned: names of the columns in lower case, and rows.
+
+    Decimals come as Decimal, whole numbers as int, timestamps as naive datetimes in UTC, on every warehouse.
+    """
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        return self.rows
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        """The first row, or None."""
+        return self.rows[0] if self.rows else None
+
+    def records(self) -> list[dict[str, Any]]:
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+    def frame(self) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.DataFrame(self.rows, columns=list(self.columns))
+
+
+class Warehouse(Protocol):
+    """An open session of a warehouse. SQL is written once, in what the dialects have in common."""
+
+    def execute(self, sql: str, parameters: Parameters = ()) -> Result:
+        """Run one statement, and commit it.
+
+        Args:
+            sql: the statement, with parameters as ``?`` or ``$name``.
+            parameters: their values, in order or by name.
+
+        Raises:
+            MissingObjectError: something it names is not there.
+        """
+
+    def append(self, table: str, row: Mapping[str, object]) -> None:
+        """Add a row, given by column; it is durable when this returns.
+
+        Raises:
+            OpenTransactionError: a transaction is open, so the row would not be.
+        """
+
+    def landing(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """A DuckDB connection that reads files, with the tables of the schema ``raw``.
+
+        What the block adds to them is in the warehouse when the block ends, all of it or, on any error, nothing.
+        It may roll back and begin again. Rows that landed before need not be visible in it.
+
+        Raises:
+            WarehouseError: on leaving, when the warehouse did not take the rows.
+        """
+
+    def property_text(self, column: str, name: str) -> str:
+        """SQL for a property as text, of a column that holds JSON; null where it is absent or null."""
+
+    def close(self) -> None: ...
+
+
+class DuckDBWarehouse:
+    """A DuckDB file, opened by this process."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+
+    def execute(self, sql: str, parameters: Parameters = ()) -> Result:
+        values = parameters if isinstance(parameters, Mapping) else list(parameters)
+        try:
+            cursor = self._connection.execute(sql, values)
+        except (duckdb.CatalogException, duckdb.BinderException) as error:
+            raise MissingObjectError(str(error)) from error
+        return Result(tuple(column[0].lower() for column in cursor.description or ()), cursor.fetchall())
+
+    def append(self, table: str, row: Mapping[str, object]) -> None:
+        try:
+            self._connection.begin()
+        except duckdb.TransactionException as error:
+            raise OpenTransactionError(f"{table}: a transaction is open, so a row would not be durable.") from error
+        try:
+            self._connection.execute(insert_statement(table, row), list(row.values()))
+        except duckdb.Error:
+            self._connection.rollback()
+            raise
+        self._connection.commit()
+
+    @contextlib.contextmanager
+    def landing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        self._connection.execute("begin")
+        try:
+            yield self._connection
+        except BaseException:
+            self._connection.execute("rollback")
+            raise
+        self._connection.execute("commit")
+
+    def property_text(self, column: str, name: str) -> str:
+        return f"json_extract_string({column}, " + quote(f'$."{name}"') + ")"
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def insert_statement(table: str, row: Mapping[str, object]) -> str:
+    """SQL that inserts one row, with a ``?`` for each value."""
+    return f"insert into {table} ({', '.join(row)}) values ({', '.join('?' for _ in row)})"
+
+
+def quote(text: str) -> str:
+    """A text as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _open(settings: Settings) -> Warehouse:
+    if settings.snowflake is not None:
+        from orchestration.lib.snowflake_warehouse import open_snowflake
+
+        return open_snowflake(settings.snowflake)
+    settings.database.parent.mkdir(parents=True, exist_ok=True)
     try:
         connection = duckdb.connect(str(settings.database))
     except duckdb.IOException as error:
-        raise MeteringError(
+        raise WarehouseError(
             f"{settings.database} cannot be opened: {error} If another process holds it, wait for that to end: "
             "DuckDB takes one writing process at a time."
         ) from error
     connection.execute("set TimeZone = 'UTC'")
-    return connection
+    return DuckDBWarehouse(connection)
 
 
 @contextlib.contextmanager
-def connect(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
+def connect(settings: Settings) -> Iterator[Warehouse]:
     """Open the warehouse, with its landing tables and sync log in place.
 
     The tables are defined once, in the dbt macro create_raw_and_ops_tables; where one is missing the macro is run.
 
     Raises:
-        MeteringError: the file is held by another process or is no DuckDB file.
+        WarehouseError: the DuckDB file is held by another process or is none, or Snowflake cannot be reached.
     """
-    settings.database.parent.mkdir(parents=True, exist_ok=True)
-    connection = _open(settings)
-    present = set(connection.execute("select table_schema, table_name from information_schema.tables").fetchall())
-    if not present >= _LANDING_TABLES:
-        connection.close()
-        run_dbt(settings, "run-operation", "create_raw_and_ops_tables", quiet=True)
-        connection = _open(settings)
+    warehouse = _open(settings)
     try:
-        yield connection
+        if not _tables(warehouse).issuperset(LANDING_TABLES):
+            # DuckDB takes one connection at a time: dbt needs the file for itself.
+            warehouse.close()
+            run_dbt(settings, "run-operation", "create_raw_and_ops_tables", quiet=True)
+            warehouse = _open(settings)
+        yield warehouse
     finally:
-        connection.close()
+        warehouse.close()
 
 
-def require_marts(connection: duckdb.DuckDBPyConnection, *names: str) -> None:
+def _tables(warehouse: Warehouse) -> set[tuple[str, str]]:
+    """Schema and name of every table and view, in lower case."""
+    rows = warehouse.execute("select lower(table_schema), lower(table_name) from information_schema.tables").rows
+    return {(schema, name) for schema, name in rows}
+
+
+def require_marts(warehouse: Warehouse, *names: str) -> None:
     """Check that marts exist.
 
     Raises:
         MeteringError: one does not; the message says to build.
     """
-    present = {
-        name
-        for (name,) in connection.execute(
-            "select table_name from information_schema.tables where table_schema = 'marts'"
-        ).fetchall()
-    }
+    present = {name for schema, name in _tables(warehouse) if schema == "marts"}
     missing = [name for name in names if name not in present]
     if missing:
         raise MeteringError(f"The warehouse has no {', '.join(missing)} yet: run metering build first.")
 
 
-def require_successful_build(connection: duckdb.DuckDBPyConnection) -> None:
+def require_successful_build(warehouse: Warehouse) -> None:
     """Check that the marts are those of a build that ended without a failure.
 
     A build that failed a test, or died, has left marts that nobody vouches for.
@@ -77,7 +218,7 @@ def require_successful_build(connection: duckdb.DuckDBPyConnection) -> None:
     Raises:
         MeteringError: the last build failed, did not end, was not of everything, or there was none.
     """
-    row = connection.execute(
+    row = warehouse.execute(
         """
         select
             started.logged_at,

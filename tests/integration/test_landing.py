@@ -20,7 +20,7 @@ from orchestration.lib.landing import (
     land_new_independent_totals,
 )
 from orchestration.lib.project import MeteringError, Settings
-from orchestration.lib.warehouse import connect
+from orchestration.lib.warehouse import Warehouse, connect
 
 MakeEvent = Callable[..., dict[str, Any]]
 FIELDS = "idempotency_key, event_type, schema_version, customer_id, occurred_at, properties"
@@ -36,18 +36,18 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def connection(empty_database: Path, tmp_path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def connection(empty_database: Path, tmp_path: Path) -> Iterator[Warehouse]:
     path = tmp_path / "metering.duckdb"
     path.write_bytes(empty_database.read_bytes())
     with connect(Settings(database=path, target="ci")) as opened:
         yield opened
 
 
-def land(connection: duckdb.DuckDBPyConnection, *paths: Path) -> list[Any]:
+def land(connection: Warehouse, *paths: Path) -> list[Any]:
     return land_files(connection, paths, progress=lambda _: None)
 
 
-def landed(connection: duckdb.DuckDBPyConnection, columns: str = FIELDS) -> list[tuple[Any, ...]]:
+def landed(connection: Warehouse, columns: str = FIELDS) -> list[tuple[Any, ...]]:
     return connection.execute(f"select {columns} from raw.usage_events order by batch_id, line_number").fetchall()
 
 
@@ -55,7 +55,7 @@ EXPECTED = ("k1", "llm_request", "1", "cus_000", "2026-09-10T12:00:00Z")
 PROPERTIES = {"service": "code", "context_tokens": 100, "generated_tokens": 10}
 
 
-def check_one(connection: duckdb.DuckDBPyConnection) -> None:
+def check_one(connection: Warehouse) -> None:
     rows = landed(connection)
     assert len(rows) == 1
     assert rows[0][:5] == EXPECTED
@@ -64,7 +64,7 @@ def check_one(connection: duckdb.DuckDBPyConnection) -> None:
     }
 
 
-def test_lines_plain_and_gzipped(connection: duckdb.DuckDBPyConnection, tmp_path: Path, make_event: MakeEvent) -> None:
+def test_lines_plain_and_gzipped(connection: Warehouse, tmp_path: Path, make_event: MakeEvent) -> None:
     line = json.dumps(make_event("k1")).encode() + b"\n"
     (tmp_path / "a.jsonl").write_bytes(line)
     (tmp_path / "b.ndjson.gz").write_bytes(gzip.compress(line))
@@ -76,13 +76,13 @@ def test_lines_plain_and_gzipped(connection: duckdb.DuckDBPyConnection, tmp_path
     assert json.loads(rows[0][5]) == PROPERTIES
 
 
-def test_array_of_events(connection: duckdb.DuckDBPyConnection, tmp_path: Path, make_event: MakeEvent) -> None:
+def test_array_of_events(connection: Warehouse, tmp_path: Path, make_event: MakeEvent) -> None:
     (tmp_path / "a.json").write_text(json.dumps([make_event("k1")], indent=2))
     land(connection, tmp_path / "a.json")
     check_one(connection)
 
 
-def test_csv_with_properties_as_json(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+def test_csv_with_properties_as_json(connection: Warehouse, tmp_path: Path) -> None:
     properties = json.dumps(PROPERTIES).replace('"', '""')
     (tmp_path / "a.csv").write_text(
         f'{FIELDS.replace(" ", "")}\nk1,llm_request,1,cus_000,2026-09-10T12:00:00Z,"{properties}"\n'
@@ -91,7 +91,7 @@ def test_csv_with_properties_as_json(connection: duckdb.DuckDBPyConnection, tmp_
     check_one(connection)
 
 
-def test_csv_whose_other_columns_are_properties(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+def test_csv_whose_other_columns_are_properties(connection: Warehouse, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(
         "idempotency_key,event_type,schema_version,customer_id,occurred_at,service,context_tokens,generated_tokens\n"
         "k1,llm_request,1,cus_000,2026-09-10T12:00:00Z,code,100,10\n"
@@ -100,7 +100,7 @@ def test_csv_whose_other_columns_are_properties(connection: duckdb.DuckDBPyConne
     check_one(connection)
 
 
-def test_broken_csv_record_does_not_stop_the_file(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+def test_broken_csv_record_does_not_stop_the_file(connection: Warehouse, tmp_path: Path) -> None:
     header = "idempotency_key,event_type,schema_version,customer_id,occurred_at,service\n"
     good = "{},llm_request,1,cus_000,2026-09-10T12:00:00Z,code\n"
     (tmp_path / "a.csv").write_text(
@@ -119,9 +119,7 @@ def test_broken_csv_record_does_not_stop_the_file(connection: duckdb.DuckDBPyCon
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
-def test_byte_order_mark(
-    connection: duckdb.DuckDBPyConnection, tmp_path: Path, make_event: MakeEvent, mark: bytes
-) -> None:
+def test_byte_order_mark(connection: Warehouse, tmp_path: Path, make_event: MakeEvent, mark: bytes) -> None:
     lines = json.dumps(make_event("k1")).encode() + b"\n" + json.dumps(make_event("k2")).encode() + b"\n"
     (tmp_path / "a.jsonl").write_bytes(mark + lines)
     (tmp_path / "b.jsonl").write_bytes(mark + b"\xff\n" + lines)
@@ -132,7 +130,7 @@ def test_byte_order_mark(
 
 
 def test_a_file_that_cannot_be_read_does_not_stop_the_others(
-    connection: duckdb.DuckDBPyConnection, tmp_path: Path, make_event: MakeEvent
+    connection: Warehouse, tmp_path: Path, make_event: MakeEvent
 ) -> None:
     for name in ("a.jsonl", "c.jsonl"):
         (tmp_path / name).write_text(json.dumps(make_event(name)) + "\n")
@@ -145,7 +143,7 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_others(
 
 
 @pytest.mark.parametrize("properties", ["json text", "struct"])
-def test_parquet(connection: duckdb.DuckDBPyConnection, tmp_path: Path, properties: str) -> None:
+def test_parquet(connection: Warehouse, tmp_path: Path, properties: str) -> None:
     expression = "'" + json.dumps(PROPERTIES) + "'" if properties == "json text" else str(PROPERTIES)
     duckdb.sql(
         f"copy (select 'k1' as idempotency_key, 'llm_request' as event_type, 1 as schema_version, "
@@ -158,7 +156,7 @@ def test_parquet(connection: duckdb.DuckDBPyConnection, tmp_path: Path, properti
     assert json.loads(row[5]) == PROPERTIES
 
 
-def test_cloud_events(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+def test_cloud_events(connection: Warehouse, tmp_path: Path) -> None:
     event = {
         "specversion": "1.0",
         "id": "42",
@@ -178,7 +176,7 @@ def test_cloud_events(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
 def test_broken_lines_keep_their_number_and_text(
-    connection: duckdb.DuckDBPyConnection, tmp_path: Path, make_event: MakeEvent, newline: bytes
+    connection: Warehouse, tmp_path: Path, make_event: MakeEvent, newline: bytes
 ) -> None:
     good = [json.dumps(make_event(f"k{number}")).encode() for number in range(3)]
     lines = [
@@ -220,7 +218,7 @@ def test_broken_lines_keep_their_number_and_text(
     ],
     ids=["mixed newlines", "delimiter character", "zero byte", "lone carriage return"],
 )
-def test_unusual_bytes_shift_no_line(connection: duckdb.DuckDBPyConnection, tmp_path: Path, content: bytes) -> None:
+def test_unusual_bytes_shift_no_line(connection: Warehouse, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)
     land(connection, tmp_path / "a.jsonl")
     assert [row[0] for row in landed(connection, "line_number")] == [1, 2, 3]
@@ -228,7 +226,7 @@ def test_unusual_bytes_shift_no_line(connection: duckdb.DuckDBPyConnection, tmp_
 
 
 def test_line_numbers_follow_the_file_when_it_is_read_in_parallel(
-    connection: duckdb.DuckDBPyConnection, tmp_path: Path, make_event: MakeEvent
+    connection: Warehouse, tmp_path: Path, make_event: MakeEvent
 ) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(make_event(str(n))) + "\n" for n in range(1, 300_001)))
     land(connection, tmp_path / "a.jsonl")
@@ -238,7 +236,7 @@ def test_line_numbers_follow_the_file_when_it_is_read_in_parallel(
     assert row == (300_000, 300_000)
 
 
-def test_numbers_keep_their_digits(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+def test_numbers_keep_their_digits(connection: Warehouse, tmp_path: Path) -> None:
     line = (
         '{"idempotency_key": "12345678901234567890", "properties": {"a": 1234567890.123456789, "b": 100000000.000000001, '
         '"c": "text, 1234567890.123456789 \\" kept", "d": 0.5, "e": -9007199254740993.5, "f": 12345678901234567890123}}\n'
@@ -258,9 +256,7 @@ def test_numbers_keep_their_digits(connection: duckdb.DuckDBPyConnection, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
-def test_numbers_keep_their_digits_inside_text_and_tables(
-    connection: duckdb.DuckDBPyConnection, tmp_path: Path, name: str
-) -> None:
+def test_numbers_keep_their_digits_inside_text_and_tables(connection: Warehouse, tmp_path: Path, name: str) -> None:
     properties = '{"a": 1234567890.123456789, "b": 9999999999999999e-9}'
     path = tmp_path / name
     if name == "a.jsonl":
@@ -274,7 +270,7 @@ def test_numbers_keep_their_digits_inside_text_and_tables(
     assert json.loads(landed_properties) == {"a": "1234567890.123456789", "b": "9999999999999999e-9"}
 
 
-def test_an_open_quote_lands_nothing(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+def test_an_open_quote_lands_nothing(connection: Warehouse, tmp_path: Path) -> None:
     """Everything after it would be lost in the quote."""
     rows = [f"k{number},llm_request\n" for number in range(30_000)]
     rows[25_000] = '"q,llm_request\n'
@@ -284,7 +280,7 @@ def test_an_open_quote_lands_nothing(connection: duckdb.DuckDBPyConnection, tmp_
     assert landed(connection) == []
 
 
-def test_file_names_are_no_patterns(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+def test_file_names_are_no_patterns(connection: Warehouse, tmp_path: Path) -> None:
     folder = tmp_path / "customer_id=cus_009"
     folder.mkdir()
     for path, key in (
@@ -297,7 +293,7 @@ def test_file_names_are_no_patterns(connection: duckdb.DuckDBPyConnection, tmp_p
     assert landed(connection, "idempotency_key, customer_id") == [("right", "cus_000"), ("partition", "cus_000")]
 
 
-def test_cloud_events_of_different_sources_are_different(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+def test_cloud_events_of_different_sources_are_different(connection: Warehouse, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
         '{"specversion": "1.0", "source": "a|b", "id": "c"}\n{"specversion": "1.0", "source": "a", "id": "b|c"}\n'
     )
@@ -306,9 +302,7 @@ def test_cloud_events_of_different_sources_are_different(connection: duckdb.Duck
     assert first != second
 
 
-def test_loading_a_file_again_says_so(
-    connection: duckdb.DuckDBPyConnection, tmp_path: Path, make_event: MakeEvent
-) -> None:
+def test_loading_a_file_again_says_so(connection: Warehouse, tmp_path: Path, make_event: MakeEvent) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(make_event("k1")) + "\n")
     (first,) = land(connection, tmp_path / "a.jsonl")
     messages: list[str] = []
@@ -318,9 +312,7 @@ def test_loading_a_file_again_says_so(
     assert len(landed(connection)) == 2
 
 
-def test_new_files_land_once_and_grown_ones_again(
-    connection: duckdb.DuckDBPyConnection, tmp_path: Path, make_event: MakeEvent
-) -> None:
+def test_new_files_land_once_and_grown_ones_again(connection: Warehouse, tmp_path: Path, make_event: MakeEvent) -> None:
     folder = tmp_path / "landing"
     folder.mkdir()
     (folder / "a.jsonl").write_text(json.dumps(make_event("k1")) + "\n")
@@ -349,7 +341,7 @@ def test_new_files_land_once_and_grown_ones_again(
     ],
 )
 def test_unreadable_files_land_nothing_and_say_why(
-    connection: duckdb.DuckDBPyConnection, tmp_path: Path, name: str, content: bytes, message: str
+    connection: Warehouse, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(MeteringError, match=message) as raised:
@@ -374,7 +366,7 @@ TOTALS_HEADER = "metric_code,customer_id,dimensions,period_start_at,period_end_a
 TOTAL = "requests,cus_000,,2026-09-01T00:00:00Z,2026-10-01T00:00:00Z,12.5,gateway\n"
 
 
-def test_independent_totals(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+def test_independent_totals(connection: Warehouse, tmp_path: Path) -> None:
     folder = tmp_path / "totals"
     folder.mkdir()
     (folder / "t.csv").write_text(TOTALS_HEADER + TOTAL + TOTAL.replace(",,", ',"{""service"":""code""}",'))
@@ -398,7 +390,7 @@ def test_independent_totals(connection: duckdb.DuckDBPyConnection, tmp_path: Pat
     ],
 )
 def test_bad_independent_totals_land_nothing(
-    connection: duckdb.DuckDBPyConnection, tmp_path: Path, old: str, new: str, message: str
+    connection: Warehouse, tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     path = tmp_path / "t.csv"
     path.write_text(TOTALS_HEADER + TOTAL + TOTAL.replace(old, new, 1))

@@ -32,6 +32,7 @@ from orchestration.lib.stripe_target import (
     redact_keys,
     stripe_client,
 )
+from orchestration.lib.warehouse import DuckDBWarehouse
 from orchestration.local_stripe import LocalStripeServer
 
 SECRET = "sk_test_" + "notARealKey123"
@@ -67,6 +68,7 @@ class Warehouse:
 
     def __init__(self, path: Path) -> None:
         self.connection = duckdb.connect(str(path))
+        self.opened = DuckDBWarehouse(self.connection)
         self.connection.execute(
             """
             create schema marts;
@@ -162,9 +164,7 @@ def target_of(server: LocalStripeServer, fault: Fault | None = None, retries: in
 
 
 def sync(warehouse: Warehouse, target: StripeTarget, billing_period: str | None = None) -> SyncReport:
-    return sync_invoice_items(
-        warehouse.connection, target, billing_period=billing_period, progress=lambda message: None
-    )
+    return sync_invoice_items(warehouse.opened, target, billing_period=billing_period, progress=lambda message: None)
 
 
 def count_objects(target: StripeTarget) -> tuple[int, int, int]:
@@ -385,7 +385,7 @@ def test_large_invoices_report_progress_and_are_read_back_whole(warehouse: Wareh
         warehouse.add(f"l{number:03}", amount_minor=1)
     warehouse.add("m", invoice_id="inv_2", customer_id="customer_2")
     messages: list[str] = []
-    sync_invoice_items(warehouse.connection, target, billing_period=None, progress=messages.append)
+    sync_invoice_items(warehouse.opened, target, billing_period=None, progress=messages.append)
     assert messages == [
         "invoice 1/2 customer_1 2026-10 USD: 205 lines",
         "invoice inv_1: 200 of 205 lines",
@@ -801,7 +801,7 @@ def test_a_rate_limit_waits_as_long_as_stripe_asks(
 
     waits: list[float] = []
     report = sync_invoice_items(
-        warehouse.connection,
+        warehouse.opened,
         target_of(server, fault),
         billing_period=None,
         progress=lambda message: None,
@@ -819,7 +819,7 @@ def test_a_rate_limit_that_lasts_leaves_the_line_open(
     warehouse.add("l1")
     waits: list[float] = []
     report = sync_invoice_items(
-        warehouse.connection,
+        warehouse.opened,
         target_of(server, answer_with(posts("/v1/invoiceitems"), 429, '{"error": {"message": "slow"}}')),
         billing_period=None,
         progress=lambda message: None,
@@ -1041,7 +1041,7 @@ def test_the_key_shows_up_nowhere(
     messages: list[str] = []
     environ = {"STRIPE_API_KEY": SECRET, "METERING_STRIPE_API_BASE": server.url}
     with open_stripe_target(environ, state) as target:
-        report = sync_invoice_items(warehouse.connection, target, billing_period=None, progress=messages.append)
+        report = sync_invoice_items(warehouse.opened, target, billing_period=None, progress=messages.append)
         read_back_invoices(target)
         shown = [repr(target), str(target), repr(report), *messages]
     assert (report.created, report.failed) == (4, 1)

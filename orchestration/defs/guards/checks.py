@@ -21,8 +21,8 @@ MEASUREMENTS = get_asset_key_for_model([dbt_models], "fct_guard_measurements")
 def guards() -> Iterator[dg.AssetCheckResult]:
     """Great Expectations over fct_guard_measurements, one check for each guard."""
     settings = read_settings()
-    with connect(settings) as connection:
-        report = run_guards(connection, settings.data_docs)
+    with connect(settings) as warehouse:
+        report = run_guards(warehouse, settings.data_docs)
     outcomes = {outcome.guard_code: outcome for outcome in report.outcomes}
     for guard in GUARDS:
         outcome = outcomes.get(guard)

@@ -26,9 +26,9 @@ from orchestration.lib.warehouse import connect
 def landed_files(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
     """Land the files that have not landed yet; with none there is nothing to do."""
     settings = read_settings()
-    with connect(settings) as connection:
-        batches = land_new_files(connection, settings.landing / "events", progress=context.log.info)
-        totals = land_new_independent_totals(connection, settings.landing / "totals", progress=context.log.info)
+    with connect(settings) as warehouse:
+        batches = land_new_files(warehouse, settings.landing / "events", progress=context.log.info)
+        totals = land_new_independent_totals(warehouse, settings.landing / "totals", progress=context.log.info)
     deliveries = sum(batch.deliveries for batch in batches)
     yield dg.MaterializeResult(
         asset_key=["raw", "usage_events"],

@@ -15,9 +15,10 @@ def main() -> None:
     import uvicorn
     from fakesnow.instance import FakeSnow
 
-    from tests.snowflake.standin import shims
+    from tests.snowflake.standin import shims, stages
 
     shims.install()
+    stages.install()
     # sqlglot warns of what it passes on as it is; fakesnow notes each session and each error that it returns to the client.
     logging.getLogger("sqlglot").setLevel(logging.ERROR)
     logging.getLogger("fakesnow.server").setLevel(logging.ERROR)

@@ -1,0 +1,216 @@
+"""Snowflake through its Python connector."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import snowflake.connector
+from snowflake.connector.errors import Error, ProgrammingError
+
+from orchestration.lib.warehouse import (
+    LANDING_TABLES,
+    MissingObjectError,
+    Parameters,
+    Result,
+    WarehouseError,
+    insert_statement,
+    quote,
+)
+
+if TYPE_CHECKING:
+    from dbt.adapters.snowflake.connections import SnowflakeCredentials
+    from snowflake.connector import SnowflakeConnection
+
+_LOGIN_SECONDS = 60
+# Without a limit the connector tries again for ever while a server answers with errors.
+_NETWORK_SECONDS = 300
+# Snowflake's advice for loading is files of 100 to 250 MB, compressed ("Preparing your data files").
+_CHUNK_BYTES = 128 * 1024 * 1024
+# Object does not exist or not authorized; invalid identifier; no such object for this operation.
+_MISSING = (2003, 904, 2043)
+_DUCKDB_TYPES = {("NUMBER", 0): "bigint", ("NUMBER", 9): "decimal(38, 9)", ("TIMESTAMP_NTZ", None): "timestamp"}
+
+
+def open_snowflake(credentials: SnowflakeCredentials) -> SnowflakeWarehouse:
+    """Connect as dbt does, with UTC as the session's time zone.
+
+    Raises:
+        WarehouseError: the account cannot be reached, or refuses the user, key or role.
+    """
+    try:
+        connection = snowflake.connector.connect(
+            account=credentials.account,
+            database=credentials.database,
+            schema=credentials.schema,
+            warehouse=credentials.warehouse or None,
+            role=credentials.role or None,
+            application="warehouse_metering",
+            paramstyle="qmark",
+            # Whatever the account's default: a row of the sync log is durable when its insert returns.
+            autocommit=True,
+            login_timeout=_LOGIN_SECONDS,
+            network_timeout=_NETWORK_SECONDS,
+            session_parameters={
+                "TIMEZONE": "UTC",
+                "TIMESTAMP_TYPE_MAPPING": "TIMESTAMP_NTZ",
+                "QUERY_TAG": credentials.query_tag or "",
+            },
+            **credentials.auth_args(),  # type: ignore[no-untyped-call]
+        )
+    except Error as error:
+        raise WarehouseError(
+            f"Snowflake account {credentials.account} cannot be used as {credentials.user}: {error.raw_msg} "
+            "Check the SNOWFLAKE_ variables that profiles/profiles.yml names, the role's grants and the network."
+        ) from error
+    return SnowflakeWarehouse(connection)
+
+
+class SnowflakeWarehouse:
+    """A session of Snowflake. Outside of landing each statement commits by itself."""
+
+    def __init__(self, connection: SnowflakeConnection) -> None:
+        self._connection = connection
+
+    def execute(self, sql: str, parameters: Parameters = ()) -> Result:
+        statement, values = with_question_marks(sql, parameters)
+        with self._connection.cursor() as cursor:
+            try:
+                cursor.execute(statement, values or None)
+                rows: list[Any] = cursor.fetchall()
+            except ProgrammingError as error:
+                kind = MissingObjectError if error.errno in _MISSING else WarehouseError
+                raise kind(_describe(error)) from error
+            except Error as error:
+                raise WarehouseError(_describe(error)) from error
+            return Result(tuple(column.name.lower() for column in cursor.description or ()), rows)
+
+    def append(self, table: str, row: Mapping[str, object]) -> None:
+        self.execute(insert_statement(table, row), list(row.values()))
+
+    @contextlib.contextmanager
+    def landing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """As the interface says. Rows go through a DuckDB file and Parquet files of bounded size in a temporary folder.
+
+        The Parquet files are put on a temporary stage and copied in one transaction. A process that dies in between
+        leaves nothing in the tables: Snowflake rolls the transaction back, and drops the stage and its files with the
+        session. Where the answer to the commit is lost the rows may have landed; landing the file again is safe, since
+        copies of an event count once. The file names that COPY remembers are new each time, and nothing relies on them.
+        """
+        with tempfile.TemporaryDirectory(prefix="metering-landing-") as folder:
+            with duckdb.connect(str(Path(folder) / "landing.duckdb")) as rows:
+                rows.execute("set TimeZone = 'UTC'")
+                tables = self._create_tables(rows)
+                rows.execute("begin")
+                yield rows
+                rows.execute("commit")
+                files = {table: _write_parquet(rows, table, Path(folder) / table) for table in tables}
+                counts = {table: _count(rows, table) for table in tables if files[table]}
+            self._copy(files, counts)
+
+    def _create_tables(self, rows: duckdb.DuckDBPyConnection) -> list[str]:
+        """Create the tables that files are landed in, as Snowflake has them; their names."""
+        columns = self.execute(
+            """
+            select lower(table_name), lower(column_name), data_type, numeric_scale
+            from information_schema.columns
+            where lower(table_schema) = 'raw'
+            order by table_name, ordinal_position
+            """
+        ).rows
+        tables: dict[str, list[str]] = {table: [] for schema, table in LANDING_TABLES if schema == "raw"}
+        for table, column, data_type, scale in columns:
+            if table in tables:
+                tables[table].append(f"{column} {_DUCKDB_TYPES.get((data_type, scale), 'varchar')}")
+        rows.execute("create schema raw")
+        for table, definitions in tables.items():
+            rows.execute(f"create table raw.{table} ({', '.join(definitions)})")
+        return list(tables)
+
+    def _copy(self, files: Mapping[str, list[Path]], counts: Mapping[str, int]) -> None:
+        stage = f"raw.metering_landing_{uuid.uuid4().hex}"
+        self.execute(f"create temporary stage {stage}")
+        try:
+            for table in counts:
+                for path in files[table]:
+                    self.execute(f"put {quote(path.as_uri())} @{stage}/{table}/ auto_compress = false")
+            self.execute("begin")
+            try:
+                for table, count in counts.items():
+                    self._copy_table(stage, table, count)
+            except BaseException:
+                self.execute("rollback")
+                raise
+            self.execute("commit")
+        finally:
+            # It goes with the session anyway; what was copied, or the error, matters more.
+            with contextlib.suppress(WarehouseError):
+                self.execute(f"drop stage if exists {stage}")
+
+    def _copy_table(self, stage: str, table: str, count: int) -> None:
+        # Logical types, or timestamps are read as seconds. No NULL_IF, or the text \N becomes null.
+        copied = self.execute(
+            f"""
+            copy into raw.{table}
+            from @{stage}/{table}/
+            file_format = (type = parquet use_logical_type = true null_if = ())
+            match_by_column_name = case_insensitive
+            on_error = abort_statement
+            """
+        ).records()
+        loaded = sum(file["rows_loaded"] for file in copied)
+        if loaded != count:
+            raise WarehouseError(f"COPY INTO raw.{table} took {loaded} rows of {count}; nothing was landed.")
+
+    def property_text(self, column: str, name: str) -> str:
+        return f"cast(get(parse_json({column}), {quote(name)}) as varchar)"
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def with_question_marks(sql: str, parameters: Parameters) -> tuple[str, list[object]]:
+    """A statement whose named parameters (``$name``) are ``?``, and the values in the order of the marks.
+
+    Dollar signs in literals and comments are left alone.
+    """
+    if not isinstance(parameters, Mapping):
+        return sql, list(parameters)
+    values: list[object] = []
+
+    def mark(found: re.Match[str]) -> str:
+        if found["name"] is None:
+            return found.group()
+        values.append(parameters[found["name"]])
+        return "?"
+
+    return re.sub(r"'(?:[^']|'')*'|--[^\n]*|\$(?P<name>[a-z_]\w*)", mark, sql), values
+
+
+def _describe(error: Error) -> str:
+    """What Snowflake said, and the query's id, under which its history has the statement."""
+    query = f" (query {error.sfqid})" if error.sfqid else ""
+    return f"Snowflake: {error.raw_msg or error.msg}{query}"
+
+
+def _count(rows: duckdb.DuckDBPyConnection, table: str) -> int:
+    row = rows.execute(f"select count(*) from raw.{table}").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _write_parquet(rows: duckdb.DuckDBPyConnection, table: str, folder: Path) -> list[Path]:
+    """Write a table as Parquet files of bounded size; none when it is empty."""
+    if _count(rows, table) == 0:
+        return []
+    rows.execute(
+        f"copy raw.{table} to {quote(str(folder))} "
+        f"(format parquet, file_size_bytes {_CHUNK_BYTES}, per_thread_output false)"
+    )
+    return sorted(folder.glob("*.parquet"))
