@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -98,6 +98,9 @@ class Warehouse(Protocol):
     def property_text(self, column: str, name: str) -> str:
         """SQL for a property as text, of a column that holds JSON; null where it is absent or null."""
 
+    def needs_landing_tables(self, present: Collection[tuple[str, str]]) -> bool:
+        """Whether the landing tables must be created first, going by the tables that this session sees."""
+
     def close(self) -> None: ...
 
 
@@ -137,6 +140,9 @@ class DuckDBWarehouse:
             raise
         self._connection.execute("commit")
 
+    def needs_landing_tables(self, present: Collection[tuple[str, str]]) -> bool:
+        return not set(LANDING_TABLES).issubset(present)
+
     def property_text(self, column: str, name: str) -> str:
         return f"json_extract_string({column}, " + quote(f'$."{name}"') + ")"
 
@@ -175,14 +181,14 @@ def _open(settings: Settings) -> Warehouse:
 def connect(settings: Settings) -> Iterator[Warehouse]:
     """Open the warehouse, with its landing tables and sync log in place.
 
-    The tables are defined once, in the dbt macro create_raw_and_ops_tables; where one is missing the macro is run.
+    The tables are defined once, in the dbt macro create_raw_and_ops_tables, which is run where they are missing.
 
     Raises:
         WarehouseError: the DuckDB file is held by another process or is none, or Snowflake cannot be reached.
     """
     warehouse = _open(settings)
     try:
-        if not _tables(warehouse).issuperset(LANDING_TABLES):
+        if warehouse.needs_landing_tables(_tables(warehouse)):
             # DuckDB takes one connection at a time: dbt needs the file for itself.
             warehouse.close()
             run_dbt(settings, "run-operation", "create_raw_and_ops_tables", quiet=True)
@@ -193,8 +199,11 @@ def connect(settings: Settings) -> Iterator[Warehouse]:
 
 
 def _tables(warehouse: Warehouse) -> set[tuple[str, str]]:
-    """Schema and name of every table and view, in lower case."""
-    rows = warehouse.execute("select lower(table_schema), lower(table_name) from information_schema.tables").rows
+    """Schema and name of the landing tables, logs and marts that this session sees, in lower case."""
+    rows = warehouse.execute(
+        "select lower(table_schema), lower(table_name) from information_schema.tables "
+        "where lower(table_schema) in ('raw', 'ops', 'marts')"
+    ).rows
     return {(schema, name) for schema, name in rows}
 
 
