@@ -1,33 +1,7 @@
 {# The pattern keeps out what engines read beyond ISO 8601: epoch numbers, 'infinity', dates alone, zone names. #}
 {% macro parse_timestamp(text) -%}
     case
-        when {{ matches_timestamp(text) }}
-            then {{ adapter.dispatch('cast_timestamp_text', 'metering')(text) }}
+        when {{ matches_timestamp('upper(' ~ text ~ ')') }}
+            then {{ cast_timestamp_text('upper(' ~ text ~ ')') }}
     end
-{%- endmacro %}
-
-{% macro duckdb__cast_timestamp_text(text) -%}
-    timezone('UTC', try_cast(upper({{ text }}) as timestamptz))
-{%- endmacro %}
-
-{# In parts, with a format for each: what Snowflake reads without one, and in which zone, is up to the session. The pattern fixes
-   where the date, the time of day and the rest of the text begin. #}
-{% macro snowflake__cast_timestamp_text(text) -%}
-    {%- set rest -%} substr({{ text }}, 17) {%- endset -%}
-    {%- set offset -%} regexp_substr({{ rest }}, '[+-][0-9]{2}(:?[0-9]{2})?$') {%- endset -%}
-    dateadd(
-        minute,
-        case when left({{ offset }}, 1) = '-' then 1 else -1 end
-        * coalesce(
-            cast(substr({{ offset }}, 2, 2) as integer) * 60
-            + case when length({{ offset }}) > 3 then cast(right({{ offset }}, 2) as integer) else 0 end,
-            0
-        ),
-        try_to_timestamp_ntz(
-            left({{ text }}, 10) || ' ' || substr({{ text }}, 12, 5)
-            || case when left({{ rest }}, 1) = ':' then left({{ rest }}, 3) else ':00' end
-            || '.' || rpad(coalesce(substr(regexp_substr({{ rest }}, '[.][0-9]+'), 2, 6), ''), 6, '0'),
-            'YYYY-MM-DD HH24:MI:SS.FF6'
-        )
-    )
 {%- endmacro %}

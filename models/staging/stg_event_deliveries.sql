@@ -6,7 +6,7 @@
 
 with
 
-raw_deliveries as (
+raw_deliveries {{ as_inlined() }} (
 
     select * from {{ source('raw', 'usage_events') }}
     where received_at <= {{ as_of() }}
@@ -34,6 +34,34 @@ event_policy as (
 customers as (
 
     select * from {{ ref('stg_customers') }}
+
+),
+
+{# The first properties of an event schema side by side, so that a delivery need not be multiplied by its properties. #}
+{% set slots = range(8) %}
+{% set rule_fields = ['property_name', 'data_type', 'allowed_values', 'minimum', 'maximum', 'is_required'] %}
+event_properties_numbered as (
+
+    select
+        *,
+        row_number() over (partition by event_type, schema_version order by property_name) - 1 as slot
+    from event_properties
+
+),
+
+property_rules as (
+
+    select
+        event_type,
+        schema_version,
+        {%- for slot in slots %}
+        {%- for rule in rule_fields %}
+        max(case when slot = {{ slot }} then {{ rule }} end) as {{ rule }}_{{ slot }},
+        {%- endfor %}
+        {%- endfor %}
+        count(*) > {{ slots | length }} as has_more_properties
+    from event_properties_numbered
+    group by event_type, schema_version
 
 ),
 
@@ -76,21 +104,67 @@ incomplete_batches as (
 
 ),
 
+staged_in_incomplete_batches as (
+
+    select
+        staged.batch_id,
+        staged.line_number
+    from staged
+    inner join incomplete_batches
+        on staged.batch_id = incomplete_batches.batch_id
+
+),
+
 unstaged_deliveries as (
 
     select raw_deliveries.*
     from raw_deliveries
     inner join incomplete_batches
         on raw_deliveries.batch_id = incomplete_batches.batch_id
-    left join staged
+    left join staged_in_incomplete_batches
         on
-            raw_deliveries.batch_id = staged.batch_id
-            and raw_deliveries.line_number = staged.line_number
-    where staged.delivery_id is null
+            raw_deliveries.batch_id = staged_in_incomplete_batches.batch_id
+            and raw_deliveries.line_number = staged_in_incomplete_batches.line_number
+    where staged_in_incomplete_batches.batch_id is null
 
 ),
 
-{# Deliveries judged by rules that have changed since: another event schema, or a customer who came or went. #}
+{# Few judgements differ, however many deliveries there are: they are compared with the rules of today in place of each delivery. #}
+judgements as (
+
+    select distinct
+        event_type,
+        schema_version,
+        customer_id,
+        contract_hash,
+        future_tolerance_minutes,
+        is_known_customer
+    from staged
+
+),
+
+{# Judged by rules that have changed since: another event schema, or a customer who came or went. #}
+outdated_judgements as (
+
+    select judgements.*
+    from judgements
+    cross join event_policy
+    left join event_contracts
+        on
+            judgements.event_type = event_contracts.event_type
+            and judgements.schema_version = event_contracts.schema_version
+    left join customers
+        on judgements.customer_id = customers.customer_id
+    where
+        judgements.contract_hash <> coalesce(
+            event_contracts.contract_hash,
+            {{ hash_without_contract('judgements.event_type') }}
+        )
+        or judgements.future_tolerance_minutes <> event_policy.future_tolerance_minutes
+        or judgements.is_known_customer <> (customers.customer_id is not null)
+
+),
+
 outdated_deliveries as (
 
     select
@@ -99,30 +173,29 @@ outdated_deliveries as (
         staged.line_number,
         staged.idempotency_key
     from staged
-    cross join event_policy
-    left join event_contracts
+    inner join outdated_judgements
         on
-            staged.event_type = event_contracts.event_type
-            and staged.schema_version = event_contracts.schema_version
-    left join customers
-        on staged.customer_id = customers.customer_id
-    where
-        staged.contract_hash <> coalesce(
-            event_contracts.contract_hash,
-            {{ hash_without_contract('staged.event_type') }}
-        )
-        or staged.future_tolerance_minutes <> event_policy.future_tolerance_minutes
-        or staged.is_known_customer <> (customers.customer_id is not null)
+            staged.contract_hash = outdated_judgements.contract_hash
+            and staged.future_tolerance_minutes = outdated_judgements.future_tolerance_minutes
+            and staged.is_known_customer = outdated_judgements.is_known_customer
+            and coalesce(staged.event_type, '') = coalesce(outdated_judgements.event_type, '')
+            and coalesce(staged.schema_version, -1) = coalesce(outdated_judgements.schema_version, -1)
+            and coalesce(staged.customer_id, '') = coalesce(outdated_judgements.customer_id, '')
 
 ),
 
 deliveries_to_judge as (
 
-    select * from unstaged_deliveries
+    select
+        unstaged_deliveries.*,
+        false as is_restated
+    from unstaged_deliveries
 
     union all
 
-    select raw_deliveries.*
+    select
+        raw_deliveries.*,
+        true as is_restated
     from raw_deliveries
     inner join outdated_deliveries
         on
@@ -133,15 +206,102 @@ deliveries_to_judge as (
 
 {% else %}
 
-deliveries_to_judge as (
+deliveries_to_judge {{ as_inlined() }} (
 
-    select * from raw_deliveries
+    select
+        *,
+        false as is_restated
+    from raw_deliveries
 
 ),
 
 {% endif %}
 
-deliveries_typed as (
+deliveries_with_object {{ as_inlined() }} (
+
+    select
+        *,
+        case when {{ is_json_object('properties') }} then properties end as properties_object,
+        case
+            when {{ matches_timestamp('occurred_at') }}
+                then {{ cast_timestamp_text('occurred_at') }}
+        end as occurred_at_utc
+    from deliveries_to_judge
+
+),
+
+deliveries_with_fragments {{ as_inlined() }} (
+
+    select
+        deliveries.*,
+        event_policy.future_tolerance_minutes,
+        coalesce(event_contracts.status = 'active', false) as is_contract_active,
+        customers.customer_id is not null as is_known_customer,
+        {%- for slot in slots %}
+        {%- for rule in rule_fields %}
+        property_rules.{{ rule }}_{{ slot }},
+        {%- endfor %}
+        {{ json_fragment('deliveries.properties_object', 'property_rules.property_name_' ~ slot) }} as fragment_{{ slot }},
+        {%- endfor %}
+        coalesce(property_rules.has_more_properties, false) as has_more_properties
+    from deliveries_with_object as deliveries
+    cross join event_policy
+    left join event_contracts
+        on
+            deliveries.event_type = event_contracts.event_type
+            and deliveries.schema_version = cast(event_contracts.schema_version as varchar)
+    left join property_rules
+        on
+            event_contracts.event_type = property_rules.event_type
+            and event_contracts.schema_version = property_rules.schema_version
+    left join customers
+        on deliveries.customer_id = customers.customer_id
+
+),
+
+{# Nearly all deliveries are plainly right, which one look at each field tells. The rules in full, with their messages, are for
+   the rest: a clear delivery keeps them, an unclear one may. What starts above a blank is not blank. #}
+unclear_deliveries {{ as_materialized() }} (
+
+    select
+        batch_id,
+        line_number,
+        source,
+        received_at,
+        idempotency_key,
+        event_type,
+        schema_version,
+        customer_id,
+        occurred_at,
+        properties,
+        corrects,
+        correction,
+        landing_error_code,
+        landing_error,
+        is_restated
+    from deliveries_with_fragments
+    where
+        not coalesce(
+            landing_error_code is null
+            and corrects is null
+            and correction is null
+            and idempotency_key >= '!'
+            and customer_id >= '!'
+            and event_type >= '!'
+            and is_contract_active
+            and is_known_customer
+            and occurred_at_utc <= {{ dbt.dateadd('minute', 'future_tolerance_minutes', 'received_at') }}
+            and properties_object is not null
+            and not has_more_properties
+            {%- for slot in slots %}
+            and {{ is_plainly_valid(slot) }}
+            {%- endfor %},
+            false
+        )
+
+),
+
+unclear_deliveries_typed as (
 
     select
         ---------- ids
@@ -161,57 +321,65 @@ deliveries_typed as (
         left(properties, 100) as properties_text,
         nullif(trim(schema_version), '') as schema_version_text,
         nullif(trim(occurred_at), '') as occurred_at_text,
-        coalesce(nullif(trim(corrects), ''), nullif(trim(correction), '')) as correction,
+        coalesce(
+            nullif(trim(corrects), ''),
+            nullif(trim(correction), '')
+        ) as correction,
         landing_error_code,
         landing_error,
 
+        ---------- booleans
+        is_restated,
+
         ---------- numerics
         case
-            when cast({{ dbt.safe_cast('schema_version', 'integer') }} as varchar) = trim(schema_version)
+            when
+                cast({{ dbt.safe_cast('schema_version', 'integer') }} as varchar)
+                = trim(schema_version)
                 then {{ dbt.safe_cast('schema_version', 'integer') }}
         end as schema_version,
 
         ---------- timestamps
         {{ parse_timestamp('trim(occurred_at)') }} as occurred_at,
         received_at
-    from deliveries_to_judge
+    from unclear_deliveries
 
 ),
 
-deliveries_with_rules as (
+unclear_deliveries_with_rules as (
 
     select
-        deliveries_typed.*,
+        unclear_deliveries_typed.*,
         event_policy.future_tolerance_minutes,
         coalesce(
             event_contracts.contract_hash,
-            {{ hash_without_contract('deliveries_typed.event_type') }}
+            {{ hash_without_contract('unclear_deliveries_typed.event_type') }}
         ) as contract_hash,
         event_contracts.status as contract_status,
         customers.customer_id is not null as is_known_customer,
-        deliveries_typed.landing_error_code is null
-        and deliveries_typed.idempotency_key is not null
-        and deliveries_typed.occurred_at is not null
-        and deliveries_typed.occurred_at
-        <= {{ dbt.dateadd('minute', 'event_policy.future_tolerance_minutes', 'deliveries_typed.received_at') }}
-        and deliveries_typed.properties is not null
-        and deliveries_typed.correction is null
+        unclear_deliveries_typed.landing_error_code is null
+        and unclear_deliveries_typed.idempotency_key is not null
+        and unclear_deliveries_typed.occurred_at is not null
+        and unclear_deliveries_typed.occurred_at
+        <= {{ dbt.dateadd('minute', 'event_policy.future_tolerance_minutes', 'unclear_deliveries_typed.received_at') }}
+        and unclear_deliveries_typed.properties is not null
+        and unclear_deliveries_typed.correction is null
         and coalesce(event_contracts.status = 'active', false)
         and customers.customer_id is not null as is_envelope_valid
-    from deliveries_typed
+    from unclear_deliveries_typed
     cross join event_policy
     left join event_contracts
         on
-            deliveries_typed.event_type = event_contracts.event_type
-            and deliveries_typed.schema_version = event_contracts.schema_version
+            unclear_deliveries_typed.event_type = event_contracts.event_type
+            and unclear_deliveries_typed.schema_version = event_contracts.schema_version
     left join customers
-        on deliveries_typed.customer_id = customers.customer_id
+        on unclear_deliveries_typed.customer_id = customers.customer_id
 
 ),
 
-deliveries_with_invalid_envelope as (
+invalid_envelopes as (
 
-    select * from deliveries_with_rules
+    select * from unclear_deliveries_with_rules
     where not is_envelope_valid
 
 ),
@@ -222,7 +390,7 @@ envelope_violations as (
         delivery_id,
         landing_error_code as reason_code,
         landing_error as reason_message
-    from deliveries_with_invalid_envelope
+    from invalid_envelopes
     where landing_error_code is not null
 
     {% for field in ['idempotency_key', 'event_type', 'customer_id', 'schema_version_text', 'occurred_at_text'] %}
@@ -232,18 +400,18 @@ envelope_violations as (
         delivery_id,
         'missing_required_field' as reason_code,
         '{{ field | replace("_text", "") }}: is missing or blank' as reason_message
-    from deliveries_with_invalid_envelope
+    from invalid_envelopes
     where landing_error_code is null and {{ field }} is null
     {% endfor %}
 
     union all
 
     select
-        deliveries_with_invalid_envelope.delivery_id,
+        invalid_envelopes.delivery_id,
         'unknown_event_type' as reason_code,
-        'event_type: ''' || left(deliveries_with_invalid_envelope.event_type, 100) || ''' is not in the catalog'
+        'event_type: ''' || left(invalid_envelopes.event_type, 100) || ''' is not in the catalog'
             as reason_message
-    from deliveries_with_invalid_envelope
+    from invalid_envelopes
     where
         landing_error_code is null
         and event_type is not null
@@ -256,7 +424,7 @@ envelope_violations as (
         case when contract_status = 'retired' then 'retired_schema_version' else 'unknown_schema_version' end as reason_code,
         'schema_version: ''' || left(schema_version_text, 100) || ''' of ' || event_type
         || case when contract_status = 'retired' then ' is retired' else ' is not in the catalog' end as reason_message
-    from deliveries_with_invalid_envelope
+    from invalid_envelopes
     where
         landing_error_code is null
         and schema_version_text is not null
@@ -269,7 +437,7 @@ envelope_violations as (
         delivery_id,
         'unparseable_timestamp' as reason_code,
         'occurred_at: ''' || left(occurred_at_text, 100) || ''' is not an ISO 8601 date and time' as reason_message
-    from deliveries_with_invalid_envelope
+    from invalid_envelopes
     where landing_error_code is null and occurred_at_text is not null and occurred_at is null
 
     union all
@@ -280,7 +448,7 @@ envelope_violations as (
         'occurred_at: ''' || left(occurred_at_text, 100) || ''' is more than '
         || cast(future_tolerance_minutes as varchar) || ' minutes after it was received at '
         || {{ timestamp_text('received_at') }} || ' UTC' as reason_message
-    from deliveries_with_invalid_envelope
+    from invalid_envelopes
     where occurred_at > {{ dbt.dateadd('minute', 'future_tolerance_minutes', 'received_at') }}
 
     union all
@@ -289,7 +457,7 @@ envelope_violations as (
         delivery_id,
         'unparseable_json' as reason_code,
         'properties: ''' || properties_text || ''' is not a JSON object' as reason_message
-    from deliveries_with_invalid_envelope
+    from invalid_envelopes
     where landing_error_code is null and properties is null
 
     union all
@@ -298,7 +466,7 @@ envelope_violations as (
         delivery_id,
         'unknown_customer' as reason_code,
         'customer_id: ''' || left(customer_id, 100) || ''' is not a known customer' as reason_message
-    from deliveries_with_invalid_envelope
+    from invalid_envelopes
     where landing_error_code is null and customer_id is not null and not is_known_customer
 
     union all
@@ -308,7 +476,7 @@ envelope_violations as (
         'unsupported_correction' as reason_code,
         'correction: ''' || left(correction, 100) || ''' asks to void or replace an event, which is not supported yet'
             as reason_message
-    from deliveries_with_invalid_envelope
+    from invalid_envelopes
     where landing_error_code is null and correction is not null
 
 ),
@@ -316,16 +484,16 @@ envelope_violations as (
 property_fragments as (
 
     select
-        deliveries_with_rules.delivery_id,
+        unclear_deliveries.delivery_id,
         event_properties.*,
-        {{ json_fragment('deliveries_with_rules.properties', 'event_properties.property_name') }} as fragment,
-        {{ json_text('deliveries_with_rules.properties', 'event_properties.property_name') }} as value_text
-    from deliveries_with_rules
+        {{ json_fragment('unclear_deliveries.properties', 'event_properties.property_name') }} as fragment,
+        {{ json_text('unclear_deliveries.properties', 'event_properties.property_name') }} as value_text
+    from unclear_deliveries_with_rules as unclear_deliveries
     inner join event_properties
         on
-            deliveries_with_rules.event_type = event_properties.event_type
-            and deliveries_with_rules.schema_version = event_properties.schema_version
-    where deliveries_with_rules.properties is not null
+            unclear_deliveries.event_type = event_properties.event_type
+            and unclear_deliveries.schema_version = event_properties.schema_version
+    where unclear_deliveries.properties is not null
 
 ),
 
@@ -416,7 +584,7 @@ reasons as (
 
 ),
 
-reasons_by_delivery as (
+reasons_by_delivery {{ as_materialized() }} (
 
     select
         delivery_id,
@@ -427,15 +595,55 @@ reasons_by_delivery as (
 
 ),
 
-deliveries_judged as (
+{# What was plainly right needs no more than a cast. #}
+{% set judged_columns = [
+    'batch_id', 'line_number', 'source', 'idempotency_key', 'customer_id', 'event_type', 'properties', 'contract_hash',
+    'schema_version', 'future_tolerance_minutes', 'is_known_customer', 'is_restated', 'occurred_at', 'received_at'
+] %}
+deliveries_judged {{ as_inlined() }} (
 
     select
-        deliveries_with_rules.*,
+        deliveries.batch_id,
+        deliveries.line_number,
+        deliveries.source,
+        deliveries.idempotency_key,
+        deliveries.customer_id,
+        deliveries.event_type,
+        deliveries.properties,
+        event_contracts.contract_hash,
+        event_contracts.schema_version,
+        event_policy.future_tolerance_minutes,
+        true as is_known_customer,
+        deliveries.is_restated,
+        {{ cast_timestamp_text('deliveries.occurred_at') }} as occurred_at,
+        deliveries.received_at,
+        cast(null as varchar) as reason_codes,
+        cast(null as varchar) as reason_messages
+    from deliveries_to_judge as deliveries
+    cross join event_policy
+    left join event_contracts
+        on
+            deliveries.event_type = event_contracts.event_type
+            and deliveries.schema_version = cast(event_contracts.schema_version as varchar)
+    where
+        not exists (
+            select 1 from unclear_deliveries
+            where
+                unclear_deliveries.batch_id = deliveries.batch_id
+                and unclear_deliveries.line_number = deliveries.line_number
+        )
+
+    union all
+
+    select
+        {%- for column in judged_columns %}
+        unclear_deliveries.{{ column }},
+        {%- endfor %}
         reasons_by_delivery.reason_codes,
         reasons_by_delivery.reason_messages
-    from deliveries_with_rules
+    from unclear_deliveries_with_rules as unclear_deliveries
     left join reasons_by_delivery
-        on deliveries_with_rules.delivery_id = reasons_by_delivery.delivery_id
+        on unclear_deliveries.delivery_id = reasons_by_delivery.delivery_id
 
 ),
 
@@ -457,117 +665,95 @@ staged_copies as (
     inner join keys_in_play
         on staged.idempotency_key = keys_in_play.idempotency_key
     left join outdated_deliveries
-        on staged.delivery_id = outdated_deliveries.delivery_id
+        on
+            staged.batch_id = outdated_deliveries.batch_id
+            and staged.line_number = outdated_deliveries.line_number
     where
         staged.delivery_status <> 'rejected'
-        and outdated_deliveries.delivery_id is null
+        and outdated_deliveries.batch_id is null
 
 ),
 
 {% endif %}
 
-valid_copies as (
-
-    select
-        delivery_id,
-        idempotency_key,
-        received_at,
-        batch_id,
-        line_number
-    from deliveries_judged
-    where reason_codes is null
-
-    {% if is_incremental() %}
-    union all
-
-    select
-        delivery_id,
-        idempotency_key,
-        received_at,
-        batch_id,
-        line_number
-    from staged_copies
-    {% endif %}
-
-),
-
 {# Few keys have copies: only those are ranked. #}
-keys_with_copies as (
+keys_with_copies {{ as_materialized() }} (
 
     select idempotency_key
-    from valid_copies
+    from (
+        select idempotency_key from deliveries_to_judge
+        {% if is_incremental() %}
+        union all
+        select idempotency_key from staged_copies
+        {% endif %}
+    ) as keys_of_deliveries
     group by idempotency_key
     having count(*) > 1
 
 ),
 
-copies_ranked as (
+{% set copy_columns = ['batch_id', 'line_number', 'event_type', 'schema_version', 'customer_id', 'occurred_at', 'properties'] %}
+valid_copies as (
 
     select
-        valid_copies.delivery_id,
-        valid_copies.idempotency_key,
-        row_number() over (
-            partition by valid_copies.idempotency_key
-            order by valid_copies.received_at, valid_copies.batch_id, valid_copies.line_number
-        ) as arrival
-    from valid_copies
-    inner join keys_with_copies
-        on valid_copies.idempotency_key = keys_with_copies.idempotency_key
-
-),
-
-copy_contents as (
-
-    select
-        delivery_id,
-        event_type,
-        schema_version,
-        customer_id,
-        occurred_at,
-        properties
+        {%- for column in copy_columns %}
+        deliveries_judged.{{ column }},
+        {%- endfor %}
+        deliveries_judged.idempotency_key,
+        deliveries_judged.received_at
     from deliveries_judged
-    where reason_codes is null
+    inner join keys_with_copies
+        on deliveries_judged.idempotency_key = keys_with_copies.idempotency_key
+    where deliveries_judged.reason_codes is null
 
     {% if is_incremental() %}
     union all
 
     select
-        delivery_id,
-        event_type,
-        schema_version,
-        customer_id,
-        occurred_at,
-        properties
+        {%- for column in copy_columns %}
+        {{ column }},
+        {%- endfor %}
+        idempotency_key,
+        received_at
     from staged_copies
     {% endif %}
+
+),
+
+copies_ranked {{ as_materialized() }} (
+
+    select
+        *,
+        row_number() over (
+            partition by idempotency_key
+            order by received_at, batch_id, line_number
+        ) as arrival
+    from valid_copies
 
 ),
 
 copies_compared as (
 
     select
-        copies_ranked.delivery_id,
-        copies_ranked.arrival,
-        first_copies.delivery_id as counted_delivery_id,
+        copies.batch_id,
+        copies.line_number,
+        copies.arrival,
+        first_copies.batch_id || ':' || cast(first_copies.line_number as varchar) as counted_delivery_id,
         {%- for field in ['event_type', 'schema_version', 'customer_id', 'occurred_at'] %}
-        case when copy_contents.{{ field }} <> first_contents.{{ field }} then '{{ field }} ' else '' end ||
+        case when copies.{{ field }} <> first_copies.{{ field }} then '{{ field }} ' else '' end ||
         {%- endfor %}
         case
             when
-                copy_contents.properties <> first_contents.properties
-                and {{ json_canonical('copy_contents.properties') }} <> {{ json_canonical('first_contents.properties') }}
+                copies.properties <> first_copies.properties
+                and {{ json_canonical('copies.properties') }} <> {{ json_canonical('first_copies.properties') }}
                 then 'properties '
             else ''
         end as conflicting_fields
-    from copies_ranked
+    from copies_ranked as copies
     inner join copies_ranked as first_copies
         on
-            copies_ranked.idempotency_key = first_copies.idempotency_key
+            copies.idempotency_key = first_copies.idempotency_key
             and first_copies.arrival = 1
-    inner join copy_contents
-        on copies_ranked.delivery_id = copy_contents.delivery_id
-    inner join copy_contents as first_contents
-        on first_copies.delivery_id = first_contents.delivery_id
 
 ),
 
@@ -575,7 +761,7 @@ judged_outcomes as (
 
     select
         ---------- ids
-        deliveries_judged.delivery_id,
+        deliveries_judged.batch_id || ':' || cast(deliveries_judged.line_number as varchar) as delivery_id,
         deliveries_judged.batch_id,
         deliveries_judged.line_number,
         deliveries_judged.source,
@@ -602,13 +788,16 @@ judged_outcomes as (
 
         ---------- booleans
         deliveries_judged.is_known_customer,
+        deliveries_judged.is_restated,
 
         ---------- timestamps
         deliveries_judged.occurred_at,
         deliveries_judged.received_at
     from deliveries_judged
     left join copies_compared
-        on deliveries_judged.delivery_id = copies_compared.delivery_id
+        on
+            deliveries_judged.batch_id = copies_compared.batch_id
+            and deliveries_judged.line_number = copies_compared.line_number
 
 ),
 
@@ -635,11 +824,14 @@ restated_outcomes as (
         staged_copies.schema_version,
         staged_copies.future_tolerance_minutes,
         staged_copies.is_known_customer,
+        true as is_restated,
         staged_copies.occurred_at,
         staged_copies.received_at
     from staged_copies
     left join copies_compared
-        on staged_copies.delivery_id = copies_compared.delivery_id
+        on
+            staged_copies.batch_id = copies_compared.batch_id
+            and staged_copies.line_number = copies_compared.line_number
     where
         coalesce(case when copies_compared.arrival > 1 then copies_compared.counted_delivery_id end, 'none')
         <> coalesce(staged_copies.counted_delivery_id, 'none')

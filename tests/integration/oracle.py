@@ -90,7 +90,8 @@ class Span:
 
 
 def to_utc(wall_clock: datetime, zone: ZoneInfo) -> datetime:
-    return wall_clock.replace(tzinfo=zone).astimezone(UTC).replace(tzinfo=None)
+    """The instant of a wall clock: the second of two; one that is skipped counts on from before the gap."""
+    return max(wall_clock.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1)).replace(tzinfo=None)
 
 
 def local(instant: datetime, zone: ZoneInfo) -> datetime:

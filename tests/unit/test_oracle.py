@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import duckdb
 import pytest
 
 from tests.integration.oracle import (
@@ -21,6 +22,7 @@ from tests.integration.oracle import (
     rounded,
     rounded_in_steps,
     service_periods,
+    to_utc,
 )
 
 JANUARY = datetime(2026, 1, 1)
@@ -406,6 +408,25 @@ def test_a_lines_cents_are_shared_out_by_rounding_the_running_total() -> None:
     book = price("per_unit", [(None, "0.016666666667", "0")])
     expected = rate(book, {"pricing/credit_grants": grants}, events=events)
     assert {key.grant_code: amount * 100 for key, amount in expected.credits.items()} == {"a": -2, "b": -1, "c": -2}
+
+
+@pytest.mark.parametrize(
+    ("zone", "wall_clock", "instant"),
+    [
+        ("America/New_York", datetime(2026, 11, 1, 0, 59, 59), datetime(2026, 11, 1, 4, 59, 59)),
+        ("America/New_York", datetime(2026, 11, 1, 1, 30), datetime(2026, 11, 1, 6, 30)),
+        ("America/New_York", datetime(2026, 11, 1, 2), datetime(2026, 11, 1, 7)),
+        ("America/New_York", datetime(2026, 3, 8, 2, 30), datetime(2026, 3, 8, 7, 30)),
+        ("America/New_York", datetime(2026, 3, 8, 3), datetime(2026, 3, 8, 7)),
+        ("Australia/Lord_Howe", datetime(2026, 4, 5, 1, 45), datetime(2026, 4, 4, 15, 15)),
+    ],
+)
+def test_wall_clocks_that_occur_twice_or_never_mean_one_instant(
+    zone: str, wall_clock: datetime, instant: datetime
+) -> None:
+    assert to_utc(wall_clock, ZoneInfo(zone)) == instant
+    in_duckdb = duckdb.execute("select timezone('UTC', timezone(?, ?))", [zone, wall_clock]).fetchone()
+    assert in_duckdb == (instant,)
 
 
 def test_periods_anchored_on_the_31st_start_on_the_last_day_of_short_months() -> None:

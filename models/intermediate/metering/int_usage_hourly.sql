@@ -30,15 +30,6 @@ window_splits as (
 
 ),
 
-events_by_hour as (
-
-    select
-        *,
-        {{ dbt.date_trunc('hour', 'occurred_at') }} as hour_start_at
-    from usage_events
-
-),
-
 {% if is_incremental() %}
 
 metered as (
@@ -47,7 +38,7 @@ metered as (
 
 ),
 
-{# A delivery that was accepted before and no longer is touches its hour as much as a new one. #}
+{# A delivery that was accepted before and no longer is touches its hour as much as a new one; a new copy does not. #}
 hours_with_changed_deliveries as (
 
     select distinct
@@ -56,6 +47,7 @@ hours_with_changed_deliveries as (
     from {{ ref('stg_event_deliveries') }}
     where
         stage_sequence > (select coalesce(max(metered.stage_sequence), 0) from metered)
+        and (delivery_status = 'accepted' or is_restated)
         and customer_id is not null
         and occurred_at is not null
 
@@ -135,61 +127,269 @@ metered_definitions as (
 
 {# New and redefined metrics are metered over all of history, with the others of their event type, on which the residual
    metric depends. #}
-definitions_to_meter as (
+event_types_to_meter as (
 
-    select *
+    select distinct event_type
     from definitions
     where
-        event_type in (
-            select stale_definitions.event_type
-            from definitions as stale_definitions
-            where not exists (
-                select 1
-                from metered_definitions
-                where
-                    metered_definitions.metric_code = stale_definitions.metric_code
-                    and metered_definitions.definition_hash = stale_definitions.definition_hash
-            )
+        not exists (
+            select 1
+            from metered_definitions
+            where
+                metered_definitions.metric_code = definitions.metric_code
+                and metered_definitions.definition_hash = definitions.definition_hash
         )
+
+),
+
+{# The bounds let the warehouse skip what lies outside of them. #}
+events_of_hours_to_meter as (
+
+    select usage_events.*
+    from usage_events
+    inner join hours_to_meter
+        on
+            usage_events.customer_id = hours_to_meter.customer_id
+            and {{ dbt.date_trunc('hour', 'usage_events.occurred_at') }} = hours_to_meter.hour_start_at
+    where
+        usage_events.occurred_at >= (select min(earliest.hour_start_at) from hours_to_meter as earliest)
+        and usage_events.occurred_at < (
+            select {{ dbt.dateadd('hour', 1, 'max(latest.hour_start_at)') }} from hours_to_meter as latest
+        )
+
+),
+
+events_to_meter as (
+
+    select * from events_of_hours_to_meter
+
+    union all
+
+    select usage_events.*
+    from usage_events
+    inner join event_types_to_meter
+        on usage_events.event_type = event_types_to_meter.event_type
+    where
+        not exists (
+            select 1
+            from hours_to_meter
+            where
+                hours_to_meter.customer_id = usage_events.customer_id
+                and hours_to_meter.hour_start_at = {{ dbt.date_trunc('hour', 'usage_events.occurred_at') }}
+        )
+
+),
+
+{% else %}
+
+events_to_meter as (
+
+    select * from usage_events
 
 ),
 
 {% endif %}
 
-metric_events as (
+events_in_windows {{ as_inlined() if not is_incremental() else "as" }} (
 
-    {% set metric_event_columns %}
-        events_by_hour.delivery_id,
-        events_by_hour.idempotency_key,
-        events_by_hour.customer_id,
-        events_by_hour.occurred_at,
-        events_by_hour.hour_start_at,
-        events_by_hour.properties,
-        definitions.*
-    {% endset %}
-
-    {% if is_incremental() %}
-    select {{ metric_event_columns }}
-    from events_by_hour
-    inner join hours_to_meter
+    select
+        events_to_meter.idempotency_key,
+        events_to_meter.customer_id,
+        events_to_meter.event_type,
+        events_to_meter.properties,
+        events_to_meter.occurred_at,
+        {{ dbt.date_trunc('hour', 'events_to_meter.occurred_at') }} as hour_start_at,
+        coalesce(
+            window_splits.window_start_at,
+            {{ dbt.date_trunc('hour', 'events_to_meter.occurred_at') }}
+        ) as window_start_at,
+        coalesce(
+            window_splits.window_end_at,
+            {{ dbt.dateadd('hour', 1, dbt.date_trunc('hour', 'events_to_meter.occurred_at')) }}
+        ) as window_end_at
+    from events_to_meter
+    left join window_splits
         on
-            events_by_hour.customer_id = hours_to_meter.customer_id
-            and events_by_hour.hour_start_at = hours_to_meter.hour_start_at
-    inner join definitions
-        on events_by_hour.event_type = definitions.event_type
+            events_to_meter.customer_id = window_splits.customer_id
+            and {{ dbt.date_trunc('hour', 'events_to_meter.occurred_at') }} = window_splits.hour_start_at
+            and events_to_meter.occurred_at >= window_splits.window_start_at
+            and events_to_meter.occurred_at < window_splits.window_end_at
 
-    union
+),
 
-    select {{ metric_event_columns }}
-    from events_by_hour
-    inner join definitions_to_meter as definitions
-        on events_by_hour.event_type = definitions.event_type
-    {% else %}
-    select {{ metric_event_columns }}
-    from events_by_hour
+{{ aggregation_layouts('definitions', 'filters') }},
+
+events_with_values as (
+
+    select
+        events.customer_id,
+        events.occurred_at,
+        events.hour_start_at,
+        events.window_start_at,
+        events.window_end_at,
+        {%- for slot in key_slots() %}
+        {{ json_text('events.properties', 'layouts.key_property_' ~ slot) }} as key_value_{{ slot }},
+        {%- endfor %}
+        {%- for slot in value_slots() %}
+        cast({{ json_text('events.properties', 'layouts.value_property_' ~ slot) }} as {{ quantity_type() }}) as value_{{ slot }},
+        {%- endfor %}
+        layouts.layout_id
+    from events_in_windows as events
+    inner join layouts
+        on events.event_type = layouts.event_type
+
+),
+
+{# Metrics that count, add up or compare share one pass over the events, which are grouped once for all of them by what their
+   dimensions and filters look at. #}
+event_groups as (
+
+    select
+        customer_id,
+        hour_start_at,
+        window_start_at,
+        window_end_at,
+        {%- for slot in key_slots() %}
+        key_value_{{ slot }},
+        {%- endfor %}
+        {%- for slot in value_slots() %}
+        sum(value_{{ slot }}) as sum_{{ slot }},
+        min(value_{{ slot }}) as min_{{ slot }},
+        max(value_{{ slot }}) as max_{{ slot }},
+        {%- endfor %}
+        count(*) as event_count,
+        min(occurred_at) as first_event_at,
+        max(occurred_at) as last_event_at,
+        layout_id
+    from events_with_values
+    group by
+        customer_id,
+        hour_start_at,
+        window_start_at,
+        window_end_at,
+        {%- for slot in key_slots() %}
+        key_value_{{ slot }},
+        {%- endfor %}
+        layout_id
+
+),
+
+{% set key_names, key_values = [], [] %}
+{% for slot in key_slots() %}
+{% do key_names.append('layouts.key_property_' ~ slot) %}
+{% do key_values.append('event_groups.key_value_' ~ slot) %}
+{% endfor %}
+event_groups_with_properties as (
+
+    select
+        event_groups.*,
+        {{ properties_text(key_names, key_values) }} as properties
+    from event_groups
+    inner join layouts
+        on event_groups.layout_id = layouts.layout_id
+
+),
+
+{% set definition_columns = [
+    'metric_code', 'event_type', 'definition_hash', 'aggregation', 'is_residual', 'dimension_1_property', 'dimension_2_property',
+    'dimension_3_property', 'presentation_1_property', 'presentation_2_property', 'presentation_3_property'
+] %}
+{% set measured_value %}
+        case
+            when definitions.aggregation <> 'unique_count'
+                then cast({{ json_text('usage.properties', 'definitions.property_name') }} as {{ quantity_type() }})
+        end
+{%- endset %}
+{# From groups of events, or from single events where more must be told apart. #}
+usage_by_properties as (
+
+    select
+        {%- for column in definition_columns %}
+        definitions.{{ column }},
+        {%- endfor %}
+        usage.customer_id,
+        usage.properties,
+        '' as distinct_value,
+        {%- for value in ['sum', 'min', 'max'] %}
+        case definitions.value_slot
+            {%- for slot in value_slots() %}
+            when {{ slot }} then usage.{{ value }}_{{ slot }}
+            {%- endfor %}
+        end as value_{{ value }},
+        {%- endfor %}
+        cast(null as {{ quantity_total_type() }}) as value_microseconds,
+        usage.event_count,
+        usage.first_event_at,
+        usage.last_event_at,
+        usage.hour_start_at,
+        usage.window_start_at,
+        usage.window_end_at
+    from event_groups_with_properties as usage
+    inner join shared_metrics as definitions
+        on usage.layout_id = definitions.layout_id
+
+    union all
+
+    select
+        {%- for column in definition_columns %}
+        definitions.{{ column }},
+        {%- endfor %}
+        usage.customer_id,
+        usage.properties,
+        {# What must be told apart inside a window to stay exact. #}
+        case
+            when definitions.keeps_each_event then usage.idempotency_key
+            when definitions.aggregation in ('unique_count', 'percentile')
+                then {{ json_text('usage.properties', 'definitions.property_name') }}
+            when definitions.aggregation = 'latest' then {{ timestamp_text('usage.occurred_at') }}
+            else ''
+        end as distinct_value,
+        {%- for value in ['sum', 'min', 'max'] %}
+        {{ measured_value | trim }} as value_{{ value }},
+        {%- endfor %}
+        case
+            when definitions.aggregation = 'weighted_sum'
+                then cast(
+                    {{ measured_value | trim }} * {{ dbt.datediff('usage.occurred_at', 'usage.window_end_at', 'microsecond') }}
+                    as {{ quantity_total_type() }}
+                )
+        end as value_microseconds,
+        1 as event_count,
+        usage.occurred_at as first_event_at,
+        usage.occurred_at as last_event_at,
+        usage.hour_start_at,
+        usage.window_start_at,
+        usage.window_end_at
+    from events_in_windows as usage
     inner join definitions
-        on events_by_hour.event_type = definitions.event_type
-    {% endif %}
+        on usage.event_type = definitions.event_type
+    where
+        not exists (
+            select 1
+            from shared_metrics
+            where shared_metrics.metric_code = definitions.metric_code
+        )
+
+),
+
+{# The residual metric counts what no other metric of its event type does, so it looks at the filters of all of them. #}
+property_sets_to_filter as (
+
+    select distinct
+        usage.metric_code,
+        usage.properties,
+        definitions.metric_code as filtered_metric_code
+    from usage_by_properties as usage
+    inner join definitions
+        on
+            usage.event_type = definitions.event_type
+            and (
+                (usage.is_residual and not definitions.is_residual)
+                or (
+                    usage.metric_code = definitions.metric_code
+                    and definitions.metric_code in (select filters.metric_code from filters)
+                )
+            )
 
 ),
 
@@ -203,30 +403,30 @@ filter_groups as (
 
 ),
 
-metric_events_with_filtered_value as (
+filtered_values as (
 
     select
-        metric_events.delivery_id,
-        metric_events.metric_code,
+        property_sets_to_filter.*,
         filter_groups.property_name,
         filter_groups.operator,
-        {{ json_text('metric_events.properties', 'filter_groups.property_name') }} as value_text
-    from metric_events
+        {{ json_text('property_sets_to_filter.properties', 'filter_groups.property_name') }} as value_text
+    from property_sets_to_filter
     inner join filter_groups
-        on metric_events.metric_code = filter_groups.metric_code
+        on property_sets_to_filter.filtered_metric_code = filter_groups.metric_code
 
 ),
 
 {# Only not_in is met by meeting no row; every other operator by meeting one. #}
-metric_events_filtered_out as (
+property_sets_filtered_out as (
 
     select distinct
-        filtered_values.delivery_id,
-        filtered_values.metric_code
-    from metric_events_with_filtered_value as filtered_values
+        filtered_values.metric_code,
+        filtered_values.properties,
+        filtered_values.filtered_metric_code
+    from filtered_values
     left join filters
         on
-            filtered_values.metric_code = filters.metric_code
+            filtered_values.filtered_metric_code = filters.metric_code
             and filtered_values.property_name = filters.property_name
             and filtered_values.operator = filters.operator
             and {{ filter_is_met('filtered_values.value_text', 'filters.operator', 'filters.filter_value') }}
@@ -234,86 +434,51 @@ metric_events_filtered_out as (
 
 ),
 
-{# The residual metric counts an event only if no other metric does. #}
-residual_events_counted_elsewhere as (
-
-    select distinct
-        residual_events.delivery_id,
-        residual_events.metric_code
-    from metric_events as residual_events
-    inner join metric_events
-        on residual_events.delivery_id = metric_events.delivery_id
-    left join metric_events_filtered_out
-        on
-            metric_events.delivery_id = metric_events_filtered_out.delivery_id
-            and metric_events.metric_code = metric_events_filtered_out.metric_code
-    where
-        residual_events.is_residual
-        and not metric_events.is_residual
-        and metric_events_filtered_out.delivery_id is null
-
-),
-
-metric_events_excluded as (
-
-    select * from metric_events_filtered_out
-
-    union all
-
-    select * from residual_events_counted_elsewhere
-
-),
-
-metered_events as (
+property_sets_not_counted as (
 
     select
-        metric_events.metric_code,
-        metric_events.definition_hash,
-        metric_events.aggregation,
-        metric_events.customer_id,
-        metric_events.occurred_at,
-        metric_events.hour_start_at,
-        {{ dimensions_text('metric_events.properties', [
-            'metric_events.dimension_1_property',
-            'metric_events.dimension_2_property',
-            'metric_events.dimension_3_property',
+        metric_code,
+        properties
+    from property_sets_filtered_out
+    where metric_code = filtered_metric_code
+
+    union
+
+    select
+        counted_elsewhere.metric_code,
+        counted_elsewhere.properties
+    from property_sets_to_filter as counted_elsewhere
+    left join property_sets_filtered_out
+        on
+            counted_elsewhere.metric_code = property_sets_filtered_out.metric_code
+            and counted_elsewhere.properties = property_sets_filtered_out.properties
+            and counted_elsewhere.filtered_metric_code = property_sets_filtered_out.filtered_metric_code
+    where
+        counted_elsewhere.metric_code <> counted_elsewhere.filtered_metric_code
+        and property_sets_filtered_out.metric_code is null
+
+),
+
+metered_usage as (
+
+    select
+        usage.*,
+        {{ dimensions_text('usage.properties', [
+            'usage.dimension_1_property',
+            'usage.dimension_2_property',
+            'usage.dimension_3_property',
         ]) }} as dimensions,
-        {{ dimensions_text('metric_events.properties', [
-            'metric_events.presentation_1_property',
-            'metric_events.presentation_2_property',
-            'metric_events.presentation_3_property',
-        ]) }} as presentation_dimensions,
-        case
-            when metric_events.aggregation not in ('count', 'unique_count')
-                then cast(
-                    {{ json_text('metric_events.properties', 'metric_events.property_name') }} as {{ quantity_type() }}
-                )
-        end as measured_value,
-        {# What must be told apart inside a window to stay exact. #}
-        case
-            when metric_events.keeps_each_event then metric_events.idempotency_key
-            when metric_events.aggregation in ('unique_count', 'percentile')
-                then {{ json_text('metric_events.properties', 'metric_events.property_name') }}
-            when metric_events.aggregation = 'latest' then {{ timestamp_text('metric_events.occurred_at') }}
-            else ''
-        end as distinct_value,
-        coalesce(window_splits.window_start_at, metric_events.hour_start_at) as window_start_at,
-        coalesce(
-            window_splits.window_end_at,
-            {{ dbt.dateadd('hour', 1, 'metric_events.hour_start_at') }}
-        ) as window_end_at
-    from metric_events
-    left join metric_events_excluded
+        {{ dimensions_text('usage.properties', [
+            'usage.presentation_1_property',
+            'usage.presentation_2_property',
+            'usage.presentation_3_property',
+        ]) }} as presentation_dimensions
+    from usage_by_properties as usage
+    left join property_sets_not_counted
         on
-            metric_events.delivery_id = metric_events_excluded.delivery_id
-            and metric_events.metric_code = metric_events_excluded.metric_code
-    left join window_splits
-        on
-            metric_events.customer_id = window_splits.customer_id
-            and metric_events.hour_start_at = window_splits.hour_start_at
-            and metric_events.occurred_at >= window_splits.window_start_at
-            and metric_events.occurred_at < window_splits.window_end_at
-    where metric_events_excluded.delivery_id is null
+            usage.metric_code = property_sets_not_counted.metric_code
+            and usage.properties = property_sets_not_counted.properties
+    where property_sets_not_counted.metric_code is null
 
 ),
 
@@ -333,25 +498,20 @@ usage_hourly as (
         distinct_value,
         cast(
             case
-                when aggregation = 'count' then count(*)
-                when aggregation in ('sum', 'average', 'weighted_sum') then sum(measured_value)
-                when aggregation = 'min' then min(measured_value)
-                when aggregation in ('max', 'latest', 'percentile') then max(measured_value)
+                when aggregation = 'count' then sum(event_count)
+                when aggregation in ('sum', 'average', 'weighted_sum') then sum(value_sum)
+                when aggregation = 'min' then min(value_min)
+                when aggregation in ('max', 'latest', 'percentile') then max(value_max)
             end as {{ quantity_total_type() }}
         ) as quantity,
-        cast(
-            case
-                when aggregation = 'weighted_sum'
-                    then sum(measured_value * {{ dbt.datediff('occurred_at', 'window_end_at', 'microsecond') }})
-            end as {{ quantity_total_type() }}
-        ) as quantity_microseconds,
-        count(*) as event_count,
-        min(occurred_at) as first_event_at,
-        max(occurred_at) as last_event_at,
+        cast(sum(value_microseconds) as {{ quantity_total_type() }}) as quantity_microseconds,
+        cast(sum(event_count) as bigint) as event_count,
+        min(first_event_at) as first_event_at,
+        max(last_event_at) as last_event_at,
         hour_start_at,
         window_start_at,
         window_end_at
-    from metered_events
+    from metered_usage
     group by
         metric_code,
         definition_hash,
@@ -417,7 +577,10 @@ definition_markers as (
         metric_code,
         definition_hash,
         aggregation
-    from {{ 'definitions_to_meter' if is_incremental() else 'definitions' }}
+    from definitions
+    {%- if is_incremental() %}
+    where event_type in (select event_types_to_meter.event_type from event_types_to_meter)
+    {%- endif %}
 
     {% if is_incremental() %}
     union all
