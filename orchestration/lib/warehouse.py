@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +100,9 @@ class Warehouse(Protocol):
     def property_text(self, column: str, name: str) -> str:
         """SQL for a property as text, of a column that holds JSON; null where it is absent or null."""
 
+    def needs_landing_tables(self, present: Collection[tuple[str, str]]) -> bool:
+        """Whether the landing tables must be created first, going by the tables that this session sees."""
+
     def close(self) -> None: ...
 
 
@@ -139,6 +142,9 @@ class DuckDBWarehouse:
             raise
         self._connection.execute("commit")
 
+    def needs_landing_tables(self, present: Collection[tuple[str, str]]) -> bool:
+        return not set(LANDING_TABLES).issubset(present)
+
     def property_text(self, column: str, name: str) -> str:
         return f"json_extract_string({column}, " + quote(f'$."{name}"') + ")"
 
@@ -170,6 +176,7 @@ def _open(settings: Settings) -> Warehouse:
             "DuckDB takes one writing process at a time."
         ) from error
     connection.execute("set TimeZone = 'UTC'")
+    connection.execute(f"set memory_limit = {quote(settings.memory_limit)}")
     return DuckDBWarehouse(connection)
 
 
@@ -185,7 +192,7 @@ def connect(settings: Settings) -> Iterator[Warehouse]:
     """
     warehouse = _open(settings)
     try:
-        if not _tables(warehouse).issuperset(LANDING_TABLES):
+        if warehouse.needs_landing_tables(_tables(warehouse)):
             for statement in raw_and_ops_table_statements(settings.project):
                 warehouse.execute(statement)
         yield warehouse
@@ -202,8 +209,11 @@ def raw_and_ops_table_statements(project: Path) -> list[str]:
 
 
 def _tables(warehouse: Warehouse) -> set[tuple[str, str]]:
-    """Schema and name of every table and view, in lower case."""
-    rows = warehouse.execute("select lower(table_schema), lower(table_name) from information_schema.tables").rows
+    """Schema and name of the landing tables, logs and marts that this session sees, in lower case."""
+    rows = warehouse.execute(
+        "select lower(table_schema), lower(table_name) from information_schema.tables "
+        "where lower(table_schema) in ('raw', 'ops', 'marts')"
+    ).rows
     return {(schema, name) for schema, name in rows}
 
 

@@ -21,6 +21,7 @@ from snowflake.connector import SnowflakeConnection
 from sqlglot.dialects.snowflake import Snowflake
 from sqlglot.tokens import TokenType
 
+from orchestration.lib.warehouse import raw_and_ops_table_statements
 from tests.snowflake.standin import Standin
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
