@@ -62,15 +62,16 @@ def _rows(warehouse: Warehouse, sql: str, parameters: Parameters = ()) -> list[d
 
 
 def _find_line(warehouse: Warehouse, line_id: str) -> dict[str, Any]:
+    prefix = line_id.strip().lower()
     found = _rows(
         warehouse,
         """
         select * from marts.fct_invoice_lines
-        where line_id = $id or (length($id) >= $shortest and left(line_id, length($id)) = $id)
+        where line_id = $prefix or ($length >= $shortest and position($prefix in line_id) = 1)
         order by line_id
         limit 2
         """,
-        {"id": line_id.strip().lower(), "shortest": _SHORTEST_PREFIX},
+        {"prefix": prefix, "length": len(prefix), "shortest": _SHORTEST_PREFIX},
     )
     if not found:
         raise MeteringError(

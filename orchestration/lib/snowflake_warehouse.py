@@ -6,12 +6,13 @@ import contextlib
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import snowflake.connector
+from dbt_common.exceptions import DbtRuntimeError
 from snowflake.connector.errors import Error, ProgrammingError
 
 from orchestration.lib.warehouse import (
@@ -42,8 +43,16 @@ def open_snowflake(credentials: SnowflakeCredentials) -> SnowflakeWarehouse:
     """Connect as dbt does, with UTC as the session's time zone.
 
     Raises:
-        WarehouseError: the account cannot be reached, or refuses the user, key or role.
+        WarehouseError: the private key cannot be read, or the account cannot be reached or refuses the user or role.
     """
+    try:
+        authentication: dict[str, Any] = credentials.auth_args()  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, TypeError, DbtRuntimeError) as error:
+        # Which of these it is depends on what is wrong with the file or its passphrase. None repeats a secret.
+        raise WarehouseError(
+            f"The private key of {credentials.user} ({credentials.private_key_path}) cannot be used: {error} "
+            "Check SNOWFLAKE_PRIVATE_KEY_PATH and SNOWFLAKE_PRIVATE_KEY_PASSPHRASE."
+        ) from error
     try:
         connection = snowflake.connector.connect(
             account=credentials.account,
@@ -62,7 +71,7 @@ def open_snowflake(credentials: SnowflakeCredentials) -> SnowflakeWarehouse:
                 "TIMESTAMP_TYPE_MAPPING": "TIMESTAMP_NTZ",
                 "QUERY_TAG": credentials.query_tag or "",
             },
-            **credentials.auth_args(),  # type: ignore[no-untyped-call]
+            **authentication,
         )
     except Error as error:
         raise WarehouseError(
@@ -167,6 +176,10 @@ class SnowflakeWarehouse:
         loaded = sum(file["rows_loaded"] for file in copied)
         if loaded != count:
             raise WarehouseError(f"COPY INTO raw.{table} took {loaded} rows of {count}; nothing was landed.")
+
+    def needs_landing_tables(self, present: Collection[tuple[str, str]]) -> bool:
+        # A role sees what it may use: the loader no marts, a reader no raw tables. Only a new database shows nothing.
+        return not present
 
     def property_text(self, column: str, name: str) -> str:
         return f"cast(get(parse_json({column}), {quote(name)}) as varchar)"

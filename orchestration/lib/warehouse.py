@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import duckdb
+from jinja2 import Environment
 
-from orchestration.lib.project import MeteringError, Settings, run_dbt
+from orchestration.lib.project import MeteringError, Settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,6 +100,9 @@ class Warehouse(Protocol):
     def property_text(self, column: str, name: str) -> str:
         """SQL for a property as text, of a column that holds JSON; null where it is absent or null."""
 
+    def needs_landing_tables(self, present: Collection[tuple[str, str]]) -> bool:
+        """Whether the landing tables must be created first, going by the tables that this session sees."""
+
     def close(self) -> None: ...
 
 
@@ -137,6 +142,9 @@ class DuckDBWarehouse:
             raise
         self._connection.execute("commit")
 
+    def needs_landing_tables(self, present: Collection[tuple[str, str]]) -> bool:
+        return not set(LANDING_TABLES).issubset(present)
+
     def property_text(self, column: str, name: str) -> str:
         return f"json_extract_string({column}, " + quote(f'$."{name}"') + ")"
 
@@ -168,6 +176,7 @@ def _open(settings: Settings) -> Warehouse:
             "DuckDB takes one writing process at a time."
         ) from error
     connection.execute("set TimeZone = 'UTC'")
+    connection.execute(f"set memory_limit = {quote(settings.memory_limit)}")
     return DuckDBWarehouse(connection)
 
 
@@ -175,26 +184,36 @@ def _open(settings: Settings) -> Warehouse:
 def connect(settings: Settings) -> Iterator[Warehouse]:
     """Open the warehouse, with its landing tables and sync log in place.
 
-    The tables are defined once, in the dbt macro create_raw_and_ops_tables; where one is missing the macro is run.
+    The tables are defined once, in the dbt macro raw_and_ops_table_statements, which is read here without dbt: its
+    start takes longer than many a load.
 
     Raises:
         WarehouseError: the DuckDB file is held by another process or is none, or Snowflake cannot be reached.
     """
     warehouse = _open(settings)
     try:
-        if not _tables(warehouse).issuperset(LANDING_TABLES):
-            # DuckDB takes one connection at a time: dbt needs the file for itself.
-            warehouse.close()
-            run_dbt(settings, "run-operation", "create_raw_and_ops_tables", quiet=True)
-            warehouse = _open(settings)
+        if warehouse.needs_landing_tables(_tables(warehouse)):
+            for statement in raw_and_ops_table_statements(settings.project):
+                warehouse.execute(statement)
         yield warehouse
     finally:
         warehouse.close()
 
 
+def raw_and_ops_table_statements(project: Path) -> list[str]:
+    """The SQL statements that create the raw and ops tables where they are missing, from the dbt macro of that name."""
+    statements: list[str] = []
+    macro = (project / "macros" / "project" / "raw_and_ops_table_statements.sql").read_text(encoding="utf-8")
+    Environment().from_string(macro, {"return": statements.extend}).module.raw_and_ops_table_statements()  # type: ignore[attr-defined]
+    return statements
+
+
 def _tables(warehouse: Warehouse) -> set[tuple[str, str]]:
-    """Schema and name of every table and view, in lower case."""
-    rows = warehouse.execute("select lower(table_schema), lower(table_name) from information_schema.tables").rows
+    """Schema and name of the landing tables, logs and marts that this session sees, in lower case."""
+    rows = warehouse.execute(
+        "select lower(table_schema), lower(table_name) from information_schema.tables "
+        "where lower(table_schema) in ('raw', 'ops', 'marts')"
+    ).rows
     return {(schema, name) for schema, name in rows}
 
 

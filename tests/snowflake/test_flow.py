@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -18,13 +18,15 @@ import dagster as dg
 import duckdb
 import pytest
 import stripe
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from orchestration import cli
 from orchestration.lib.demo_events import write_demo_data
 from orchestration.lib.explain import explain_line
 from orchestration.lib.landing import land_files, land_independent_totals
 from orchestration.lib.project import PROJECT_DIR, MeteringError, Settings, read_settings
-from orchestration.lib.snowflake_warehouse import SnowflakeWarehouse, with_question_marks
+from orchestration.lib.snowflake_warehouse import SnowflakeWarehouse, open_snowflake, with_question_marks
 from orchestration.lib.stripe_target import open_stripe_target
 from orchestration.lib.warehouse import MissingObjectError, Result, Warehouse, WarehouseError, connect
 from tests.integration.conftest import llm_request
@@ -248,7 +250,7 @@ class Side:
         self._capsys = capsys
         self._environment = environment
 
-    @contextmanager
+    @contextlib.contextmanager
     def environment(self) -> Iterator[Settings]:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self._environment.items():
@@ -273,7 +275,7 @@ class Side:
         assert code == 0, output
         return output
 
-    @contextmanager
+    @contextlib.contextmanager
     def session(self) -> Iterator[Warehouse]:
         with self.environment() as settings, connect(settings) as warehouse:
             yield warehouse
@@ -435,6 +437,33 @@ def test_settings_come_from_the_profile_and_keep_their_secrets(monkeypatch: pyte
     monkeypatch.setenv("METERING_TARGET", "nowhere")
     with pytest.raises(MeteringError, match="METERING_TARGET=nowhere"):
         read_settings()
+
+
+def test_a_key_pair_opens_a_session_and_a_wrong_passphrase_does_not(landing_settings: Settings, tmp_path: Path) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    path = tmp_path / "loader.p8"
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"right"),
+        )
+    )
+    assert landing_settings.snowflake is not None
+    by_key = landing_settings.snowflake.replace(
+        password=None, private_key_path=str(path), private_key_passphrase="right"
+    )
+    with contextlib.closing(open_snowflake(by_key)) as opened:
+        assert opened.execute("select count(*) from raw.load_batches").fetchone() is not None
+    for changes in ({"private_key_passphrase": "wrong"}, {"private_key_path": str(tmp_path / "missing.p8")}):
+        with pytest.raises(WarehouseError, match=r"The private key of metering .* cannot be used") as refused:
+            open_snowflake(by_key.replace(**changes))
+        assert "wrong" not in str(refused.value)
+
+
+def test_a_role_that_sees_a_part_is_no_new_database(warehouse: Warehouse) -> None:
+    assert warehouse.needs_landing_tables([])
+    assert not warehouse.needs_landing_tables([("marts", "fct_invoices")])
 
 
 def test_an_account_that_does_not_answer_is_an_error_without_secrets(
