@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BENCH_INSTALLED := $(VENV)/.bench-installed
 
 export DO_NOT_TRACK = 1
 export DBT_SEND_ANONYMOUS_USAGE_STATS = false
@@ -13,10 +14,14 @@ export DBT_PROFILES_DIR = $(CURDIR)/profiles
 
 BOOKS ?= 20
 EVENTS ?=
+REPEAT ?=
+HISTORY ?=
+ONLY ?=
+BENCH_ARGS ?=
 TOTALS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-dbt test-python conformance oracle lint parse dev lock clean
+.PHONY: help setup demo test test-dbt test-python conformance oracle bench lint parse dev lock clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,12 +67,23 @@ conformance: $(INSTALLED) ## Rate the priced cases of public billing systems and
 oracle: $(INSTALLED) ## Rate BOOKS random price books (20 by default, about 800 cases each) and hold them against the oracle
 	METERING_ORACLE_EXAMPLES=$(BOOKS) $(BIN)/python -m pytest tests/integration/test_rating_oracle.py -q -s
 
+$(BENCH_INSTALLED): $(INSTALLED) benchmarks/requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock
+	@touch $@
+
+bench: $(BENCH_INSTALLED) ## Measure beside bare SQL, ClickHouse and PostgreSQL; EVENTS, HISTORY (numbers), REPEAT, ONLY=floor,ours
+	$(BIN)/python -m benchmarks $(if $(EVENTS),--events $(EVENTS)) $(if $(HISTORY),--history $(HISTORY)) \
+		$(if $(REPEAT),--repeat $(REPEAT)) $(if $(ONLY),--only $(ONLY)) $(BENCH_ARGS)
+
 dev: $(INSTALLED) ## Open the Dagster UI on loopback
 	DAGSTER_HOME=$(CURDIR)/orchestration/home $(BIN)/dagster dev -m orchestration.definitions -h 127.0.0.1
 
 lock: $(INSTALLED) ## Resolve pyproject.toml anew into requirements.lock (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-emit-find-links --no-annotate --no-header --no-strip-extras --quiet -o requirements.lock
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])' \
+		| uv pip compile - --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--no-annotate --no-header --no-strip-extras --quiet -c requirements.lock -o benchmarks/requirements.lock
 
 clean: ## Remove what builds and demos wrote; .venv stays
 	rm -rf target logs data/demo data/ci.duckdb .pytest_cache .mypy_cache .ruff_cache

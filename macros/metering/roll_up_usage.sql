@@ -1,5 +1,6 @@
 {# The one place where usage of shorter windows becomes usage of longer ones, exactly, for every aggregation.
-   latest and percentile rank rows; the others are plain aggregates, kept apart so that they need no sort. #}
+   unique_count needs its values apart and latest and percentile rank rows; the others are plain aggregates, kept apart so that
+   they pay for neither. #}
 {% macro roll_up_usage(relation, keys) -%}
     select
         {{ keys | join(',\n        ') }},
@@ -7,7 +8,6 @@
             case max(aggregation)
                 when 'max' then max(quantity)
                 when 'min' then min(quantity)
-                when 'unique_count' then count(distinct distinct_value)
                 when 'average' then {{ divide_quantity('sum(quantity)', 'sum(event_count)') }}
                 else sum(quantity)
             end as {{ quantity_total_type() }}
@@ -16,7 +16,20 @@
         min(first_event_at) as first_event_at,
         max(last_event_at) as last_event_at
     from {{ relation }}
-    where aggregation not in ('latest', 'percentile')
+    where aggregation not in ('unique_count', 'latest', 'percentile')
+    group by
+        {{ keys | join(',\n        ') }}
+
+    union all
+
+    select
+        {{ keys | join(',\n        ') }},
+        cast(count(distinct distinct_value) as {{ quantity_total_type() }}) as quantity,
+        cast(sum(event_count) as bigint) as event_count,
+        min(first_event_at) as first_event_at,
+        max(last_event_at) as last_event_at
+    from {{ relation }}
+    where aggregation = 'unique_count'
     group by
         {{ keys | join(',\n        ') }}
 

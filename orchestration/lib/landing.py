@@ -36,6 +36,8 @@ TOTALS_FIELDS = (
     "metric_code", "customer_id", "dimensions", "period_start_at", "period_end_at", "quantity", "source",
 )  # fmt: skip
 _MAX_LINE_BYTES = 16 * 1024 * 1024
+_CHUNK_BYTES = 1024 * 1024
+_BLANK_START = re.compile(rb"\n[\n \t]")
 # Never valid inside a line of JSON, so the CSV reader takes each line whole.
 _NO_DELIMITER = "\x01"
 
@@ -209,32 +211,68 @@ def _open_binary(path: Path) -> IO[bytes] | gzip.GzipFile:
 
 
 def _inspect(path: Path, *, is_lines: bool) -> _FileFacts:
-    """Hash the file and, for lines, count its records apart from the warehouse and find its newline."""
+    """Hash the file and, for lines, count its records apart from the warehouse and find its newline.
+
+    Raises:
+        MeteringError: the file cannot be read.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
+        while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     if not is_lines:
         return _FileFacts(digest.hexdigest(), None, True, "\\n")
-    records = lines = carriage_returns = windows_newlines = 0
-    is_regular = True
     try:
-        with _open_binary(path) as stream:
-            for line in stream:
-                lines += 1
-                # As the warehouse sees it: blanks and tabs make no record, and a byte order mark no line.
-                records += bool((line.removeprefix(BOM_UTF8) if lines == 1 else line).strip(b" \t\r\n"))
-                if b"\r" in line:
-                    carriage_returns += line.count(b"\r")
-                    windows_newlines += line.endswith(b"\r\n")
-                if len(line) > _MAX_LINE_BYTES or b"\x01" in line or b"\x00" in line:
-                    is_regular = False
+        records = _count_plain_lines(path)
+        if records is not None:
+            return _FileFacts(digest.hexdigest(), records, True, "\\n")
+        return _inspect_lines(path, digest.hexdigest())
     except (OSError, EOFError) as error:
         raise MeteringError(f"{path}: cannot be read, nothing of it was landed: {error}") from error
+
+
+def _count_plain_lines(path: Path) -> int | None:
+    """Count the lines of a file, if none begins with a blank, is overlong or ends in another way than by a newline.
+
+    Returns:
+        None for other files: each of their lines must be looked at, which takes several times as long.
+    """
+    newlines = unbroken = 0
+    last = b"\n"
+    with _open_binary(path) as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            if (
+                any(character in chunk for character in (b"\r", b"\x00", b"\x01"))
+                or _BLANK_START.search(last + chunk)
+                or (newlines == 0 and last == b"\n" and chunk.startswith(BOM_UTF8))
+            ):
+                return None
+            found = chunk.count(b"\n")
+            unbroken = len(chunk) - chunk.rfind(b"\n") if found else unbroken + len(chunk)
+            if unbroken > _MAX_LINE_BYTES - _CHUNK_BYTES:
+                return None
+            newlines += found
+            last = chunk[-1:]
+    return newlines + (last != b"\n")
+
+
+def _inspect_lines(path: Path, sha256: str) -> _FileFacts:
+    records = lines = carriage_returns = windows_newlines = 0
+    is_regular = True
+    with _open_binary(path) as stream:
+        for line in stream:
+            lines += 1
+            # As the warehouse sees it: blanks and tabs make no record, and a byte order mark no line.
+            records += bool((line.removeprefix(BOM_UTF8) if lines == 1 else line).strip(b" \t\r\n"))
+            if b"\r" in line:
+                carriage_returns += line.count(b"\r")
+                windows_newlines += line.endswith(b"\r\n")
+            if len(line) > _MAX_LINE_BYTES or b"\x01" in line or b"\x00" in line:
+                is_regular = False
     is_windows = windows_newlines > 0
     if carriage_returns and (carriage_returns != windows_newlines or windows_newlines < lines - 1):
         is_regular = False
-    return _FileFacts(digest.hexdigest(), records, is_regular, "\\r\\n" if is_windows else "\\n")
+    return _FileFacts(sha256, records, is_regular, "\\r\\n" if is_windows else "\\n")
 
 
 def _insert_lines(
@@ -292,68 +330,79 @@ def _line_reader(path: Path, newline: str) -> str:
     """
 
 
+def _begins_with_brace(text: str) -> str:
+    """SQL for whether a text is a brace and more, after blanks. Trimming each line would cost more than parsing it."""
+    return f"case when starts_with({text}, '{{') then true else starts_with(ltrim({text}, chr(9) || ' '), '{{') end"
+
+
+def _has_long_number(text: str) -> str:
+    """SQL for whether text may hold a number with more digits than a double holds."""
+    return f"regexp_matches({text}, '[0-9.eE+-]{{17}}')"
+
+
 def _exact_numbers(text: str) -> str:
     """SQL for JSON text in which numbers with more digits than a double holds stand in quotes: readers take doubles."""
     return rf"""
-        case
-            when regexp_matches({text}, '[0-9.eE+-]{{17,}}')
-                then array_to_string(
-                    list_transform(
-                        regexp_extract_all({text}, '"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|[^"0-9-]+|.'),
-                        lambda token: case
-                            when
-                                length(token) >= 17
-                                and regexp_full_match(token, '-?[0-9]+([.][0-9]+)?([eE][+-]?[0-9]+)?')
-                                then '"' || token || '"'
-                            else token
-                        end
-                    ),
-                    ''
-                )
-            else {text}
-        end
+        array_to_string(
+            list_transform(
+                regexp_extract_all({text}, '"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|[^"0-9-]+|.'),
+                lambda token: case
+                    when
+                        length(token) >= 17
+                        and regexp_full_match(token, '-?[0-9]+([.][0-9]+)?([eE][+-]?[0-9]+)?')
+                        then '"' || token || '"'
+                    else token
+                end
+            ),
+            ''
+        )
     """
 
 
 # CloudEvents 1.0: id and source make an event unique; type, subject, time and data carry the rest. The specification
 # has no schema version; an extension attribute schemaversion may give one.
-_RECORD_TO_EVENT = r"""
+#
+# Each record is searched for long numbers once. Only where there is one are they put in quotes: in the record and,
+# since properties may be JSON inside a string, in the properties.
+_RECORD_TO_EVENT = rf"""
     select
         line_number,
         is_object,
         line,
-        f[1] is not null as is_cloud_event,
-        f
+        has_long_number,
+        case
+            when is_object
+                then json_extract_string(
+                    case when has_long_number then {_exact_numbers("line")} else line end,
+                    [
+                        '$.specversion', '$.id', '$.source', '$.type', '$.schemaversion', '$.subject', '$.time',
+                        '$.data',
+                        '$.idempotency_key', '$.event_type', '$.schema_version', '$.customer_id', '$.occurred_at',
+                        '$.properties', '$.corrects', '$.correction'
+                    ]
+                )
+        end as f
     from (
         select
             line_number,
             line,
-            case when json_valid(line) then json_type(line) = 'OBJECT' else false end as is_object,
-            case
-                when is_object
-                    then json_extract_string(
-                        {exact_line},
-                        [
-                            '$.specversion', '$.id', '$.source', '$.type', '$.schemaversion', '$.subject', '$.time',
-                            '$.data',
-                            '$.idempotency_key', '$.event_type', '$.schema_version', '$.customer_id', '$.occurred_at',
-                            '$.properties', '$.corrects', '$.correction'
-                        ]
-                    )
-            end as f
+            {_begins_with_brace("line")} and json_valid(line) as is_object,
+            {_has_long_number("line")} as has_long_number
         from records
     )
-""".replace("{exact_line}", _exact_numbers("line"))
+"""
 
 
 def _insert_records(
     connection: duckdb.DuckDBPyConnection, records: str, source: Path, batch_id: str, received_at: datetime
 ) -> None:
     """Insert JSON records, given as SQL with the columns line_number and line."""
+    properties = "case when is_cloud_event then f[8] else f[14] end"
     connection.execute(
         f"""
         insert into raw.usage_events by name
-        with records as ({records}), events as ({_RECORD_TO_EVENT})
+        with records as ({records}), fields as ({_RECORD_TO_EVENT}),
+        events as (select *, coalesce(f[1] is not null, false) as is_cloud_event from fields)
         select
             $batch_id as batch_id,
             line_number,
@@ -364,7 +413,7 @@ def _insert_records(
             case when is_cloud_event then coalesce(f[5], '1') else f[11] end as schema_version,
             case when is_cloud_event then f[6] else f[12] end as customer_id,
             case when is_cloud_event then f[7] else f[13] end as occurred_at,
-            {_exact_numbers("case when is_cloud_event then f[8] else f[14] end")} as properties,
+            case when has_long_number then {_exact_numbers(properties)} else {properties} end as properties,
             f[15] as corrects,
             f[16] as correction,
             case when not is_object then 'unparseable_json' end as landing_error_code,
@@ -387,7 +436,7 @@ def _insert_line_records(
 ) -> None:
     records = f"""
         select * from (select row_number() over () as line_number, line from {_line_reader(path, newline)})
-        where trim(line, chr(9) || ' ') <> ''
+        where case when starts_with(line, '{{') then true else trim(line, chr(9) || ' ') <> '' end
     """
     _insert_records(connection, records, source, batch_id, received_at)
 
@@ -522,7 +571,9 @@ def _event_columns(path: Path, columns: list[str], types: dict[str, str]) -> str
         is_text = types["properties"] in ("VARCHAR", "JSON")
         value = _identifier("properties")
         text = f"({value if is_text else f'to_json({value})'})::varchar"
-        expressions.append(f"{_exact_numbers(text)} as properties")
+        expressions.append(
+            f"case when {_has_long_number(text)} then {_exact_numbers(text)} else {text} end as properties"
+        )
     else:
         others = [column for column in columns if column not in EVENT_FIELDS]
         pairs = ", ".join(

@@ -43,6 +43,7 @@ class Settings:
             DuckDB. Holds secrets.
         stripe_state: state file of the local Stripe server, beside the database.
         data_docs: folder of the Great Expectations Data Docs, beside the database.
+        memory_limit: memory that DuckDB may take (METERING_DUCKDB_MEMORY_LIMIT; 8GB by default, as in the dbt profile).
         landing: folder whose files the landing assets load: events/ and totals/ (METERING_LANDING_DIR; landing beside
             the database by default).
     """
@@ -59,6 +60,10 @@ class Settings:
     @property
     def data_docs(self) -> Path:
         return self.database.with_suffix(".data_docs")
+
+    @property
+    def memory_limit(self) -> str:
+        return os.environ.get("METERING_DUCKDB_MEMORY_LIMIT", "8GB")
 
     @property
     def landing(self) -> Path:

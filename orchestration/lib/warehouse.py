@@ -6,11 +6,13 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import duckdb
+from jinja2 import Environment
 
-from orchestration.lib.project import MeteringError, Settings, run_dbt
+from orchestration.lib.project import MeteringError, Settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,6 +176,7 @@ def _open(settings: Settings) -> Warehouse:
             "DuckDB takes one writing process at a time."
         ) from error
     connection.execute("set TimeZone = 'UTC'")
+    connection.execute(f"set memory_limit = {quote(settings.memory_limit)}")
     return DuckDBWarehouse(connection)
 
 
@@ -181,7 +184,8 @@ def _open(settings: Settings) -> Warehouse:
 def connect(settings: Settings) -> Iterator[Warehouse]:
     """Open the warehouse, with its landing tables and sync log in place.
 
-    The tables are defined once, in the dbt macro create_raw_and_ops_tables, which is run where they are missing.
+    The tables are defined once, in the dbt macro raw_and_ops_table_statements, which is read here without dbt: its
+    start takes longer than many a load.
 
     Raises:
         WarehouseError: the DuckDB file is held by another process or is none, or Snowflake cannot be reached.
@@ -189,13 +193,19 @@ def connect(settings: Settings) -> Iterator[Warehouse]:
     warehouse = _open(settings)
     try:
         if warehouse.needs_landing_tables(_tables(warehouse)):
-            # DuckDB takes one connection at a time: dbt needs the file for itself.
-            warehouse.close()
-            run_dbt(settings, "run-operation", "create_raw_and_ops_tables", quiet=True)
-            warehouse = _open(settings)
+            for statement in raw_and_ops_table_statements(settings.project):
+                warehouse.execute(statement)
         yield warehouse
     finally:
         warehouse.close()
+
+
+def raw_and_ops_table_statements(project: Path) -> list[str]:
+    """The SQL statements that create the raw and ops tables where they are missing, from the dbt macro of that name."""
+    statements: list[str] = []
+    macro = (project / "macros" / "project" / "raw_and_ops_table_statements.sql").read_text(encoding="utf-8")
+    Environment().from_string(macro, {"return": statements.extend}).module.raw_and_ops_table_statements()  # type: ignore[attr-defined]
+    return statements
 
 
 def _tables(warehouse: Warehouse) -> set[tuple[str, str]]:

@@ -21,6 +21,7 @@ from snowflake.connector import SnowflakeConnection
 from sqlglot.dialects.snowflake import Snowflake
 from sqlglot.tokens import TokenType
 
+from orchestration.lib.warehouse import raw_and_ops_table_statements
 from tests.snowflake.standin import Standin
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
@@ -96,8 +97,7 @@ def rows(connection: SnowflakeConnection, sql: str) -> list[Any]:
 
 
 def create_raw_and_ops_tables(connection: SnowflakeConnection) -> None:
-    macro = (PROJECT_DIR / "macros" / "project" / "create_raw_and_ops_tables.sql").read_text()
-    for statement in re.findall(r'"(create .*?)",', macro, re.DOTALL):
+    for statement in raw_and_ops_table_statements(PROJECT_DIR):
         rows(connection, statement)
 
 

@@ -1,3 +1,6 @@
+{# A view: a table would copy all hours of history in each build. #}
+{{ config(materialized='view') }}
+
 with
 
 usage_hourly as (
@@ -17,9 +20,36 @@ usage_hourly as (
     'metric_code', 'customer_id', 'dimensions', 'presentation_dimensions', 'unit', 'window_start_at', 'window_end_at'
 ] %}
 
+usage_in_one_row as (
+
+    select * from usage_hourly
+    where aggregation not in ('unique_count', 'latest', 'percentile') and distinct_value = ''
+
+),
+
+usage_in_several_rows as (
+
+    select * from usage_hourly
+    where aggregation in ('unique_count', 'latest', 'percentile') or distinct_value <> ''
+
+),
+
 usage_by_window as (
 
-    {{ roll_up_usage('usage_hourly', keys) }}
+    select
+        {{ keys | join(',\n        ') }},
+        case
+            when aggregation = 'average' then {{ divide_quantity('quantity', 'event_count') }}
+            else quantity
+        end as quantity,
+        event_count,
+        first_event_at,
+        last_event_at
+    from usage_in_one_row
+
+    union all
+
+    {{ roll_up_usage('usage_in_several_rows', keys) }}
 
 ),
 

@@ -155,9 +155,7 @@ def _strftime(expression: exp.ToChar) -> str:
     return written
 
 
-def _everywhere(
-    expression: exp.Expression, function: Callable[[exp.Expression], exp.Expression]
-) -> exp.Expression:
+def _everywhere(expression: exp.Expression, function: Callable[[exp.Expression], exp.Expression]) -> exp.Expression:
     """The expression with each node replaced, the innermost first; sqlglot's own transform leaves out what is in a replaced one."""
     for node in reversed(list(expression.walk())):
         replaced = function(node)
