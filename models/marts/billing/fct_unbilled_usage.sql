@@ -53,7 +53,7 @@ usage_and_levels as (
 unbilled_usage as (
 
     select
-        {{ surrogate_key(keys) }} as unbilled_usage_id,
+        {{ surrogate_key(keys[:-1] + [timestamp_text('month_start_at')]) }} as unbilled_usage_id,
         metric_code,
         customer_id,
         dimensions,

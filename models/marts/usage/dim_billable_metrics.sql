@@ -23,11 +23,15 @@ dimensions_by_metric as (
     select
         metric_code,
         {%- for purpose in ['pricing', 'presentation'] %}
-        {{ dbt.listagg(
-            measure="case when purpose = '" ~ purpose ~ "' then property_name end",
-            delimiter_text="', '",
-            order_by_clause='order by dimension_position'
-        ) }} as {{ purpose }}_dimensions
+        {# Where there is nothing to list an engine gives either null or empty text. #}
+        nullif(
+            {{ dbt.listagg(
+                measure="case when purpose = '" ~ purpose ~ "' then property_name end",
+                delimiter_text="', '",
+                order_by_clause='order by dimension_position'
+            ) }},
+            ''
+        ) as {{ purpose }}_dimensions
         {%- if not loop.last %},{% endif %}
         {%- endfor %}
     from dimensions
