@@ -442,11 +442,13 @@ def _insert_line_records(
 @contextlib.contextmanager
 def _any_order(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     """Let rows be written in any order, which spares DuckDB writing them twice: as they are, then compressed."""
-    connection.execute("set preserve_insertion_order = false")
-    try:
-        yield
-    finally:
-        connection.execute("set preserve_insertion_order = true")
+    # By a session of its own, since after an error this one takes no statement before its rollback.
+    with connection.cursor() as session:
+        session.execute("set global preserve_insertion_order = false")
+        try:
+            yield
+        finally:
+            session.execute("set global preserve_insertion_order = true")
 
 
 def _insert_array(connection: duckdb.DuckDBPyConnection, path: Path, batch_id: str, received_at: datetime) -> int:
