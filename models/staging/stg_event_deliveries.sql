@@ -67,7 +67,7 @@ property_rules as (
 
 {% if is_incremental() %}
 
-staged as (
+staged {{ as_inlined() }} (
 
     select * from {{ this }}
 
@@ -658,19 +658,54 @@ keys_in_play as (
 
 ),
 
-staged_copies as (
+{# Keys first and nothing else, since this reads all that was ever staged. #}
+staged_deliveries_in_play {{ as_materialized() }} (
 
-    select staged.*
+    select
+        staged.batch_id,
+        staged.line_number,
+        staged.idempotency_key
     from staged
     inner join keys_in_play
         on staged.idempotency_key = keys_in_play.idempotency_key
+    where staged.delivery_status <> 'rejected'
+
+),
+
+staged_copies_found {{ as_materialized() }} (
+
+    select staged_deliveries_in_play.*
+    from staged_deliveries_in_play
     left join outdated_deliveries
         on
-            staged.batch_id = outdated_deliveries.batch_id
-            and staged.line_number = outdated_deliveries.line_number
-    where
-        staged.delivery_status <> 'rejected'
-        and outdated_deliveries.batch_id is null
+            staged_deliveries_in_play.batch_id = outdated_deliveries.batch_id
+            and staged_deliveries_in_play.line_number = outdated_deliveries.line_number
+    where outdated_deliveries.batch_id is null
+
+),
+
+staged_copies {{ as_materialized() }} (
+
+    select
+        staged_copies_found.batch_id,
+        staged_copies_found.line_number,
+        staged.source,
+        staged_copies_found.idempotency_key,
+        staged.customer_id,
+        staged.counted_delivery_id,
+        staged.event_type,
+        staged.properties,
+        staged.contract_hash,
+        staged.schema_version,
+        staged.future_tolerance_minutes,
+        staged.is_known_customer,
+        staged.occurred_at,
+        staged.received_at
+    from staged
+    inner join staged_copies_found
+        on
+            staged.batch_id = staged_copies_found.batch_id
+            and staged.line_number = staged_copies_found.line_number
 
 ),
 
@@ -692,14 +727,16 @@ keys_with_copies {{ as_materialized() }} (
 
 ),
 
-{% set copy_columns = ['batch_id', 'line_number', 'event_type', 'schema_version', 'customer_id', 'occurred_at', 'properties'] %}
+{% set content_fields = ['event_type', 'schema_version', 'customer_id', 'occurred_at', 'properties'] %}
 valid_copies as (
 
     select
-        {%- for column in copy_columns %}
-        deliveries_judged.{{ column }},
+        {%- for field in content_fields %}
+        deliveries_judged.{{ field }},
         {%- endfor %}
         deliveries_judged.idempotency_key,
+        deliveries_judged.batch_id,
+        deliveries_judged.line_number,
         deliveries_judged.received_at
     from deliveries_judged
     inner join keys_with_copies
@@ -710,10 +747,12 @@ valid_copies as (
     union all
 
     select
-        {%- for column in copy_columns %}
-        {{ column }},
+        {%- for field in content_fields %}
+        {{ field }},
         {%- endfor %}
         idempotency_key,
+        batch_id,
+        line_number,
         received_at
     from staged_copies
     {% endif %}
@@ -739,7 +778,7 @@ copies_compared as (
         copies.line_number,
         copies.arrival,
         first_copies.batch_id || ':' || cast(first_copies.line_number as varchar) as counted_delivery_id,
-        {%- for field in ['event_type', 'schema_version', 'customer_id', 'occurred_at'] %}
+        {%- for field in content_fields if field != 'properties' %}
         case when copies.{{ field }} <> first_copies.{{ field }} then '{{ field }} ' else '' end ||
         {%- endfor %}
         case
@@ -792,6 +831,7 @@ judged_outcomes as (
 
         ---------- timestamps
         deliveries_judged.occurred_at,
+        {{ dbt.date_trunc('hour', 'deliveries_judged.occurred_at') }} as occurred_hour_at,
         deliveries_judged.received_at
     from deliveries_judged
     left join copies_compared
@@ -807,7 +847,7 @@ judged_outcomes as (
 restated_outcomes as (
 
     select
-        staged_copies.delivery_id,
+        staged_copies.batch_id || ':' || cast(staged_copies.line_number as varchar) as delivery_id,
         staged_copies.batch_id,
         staged_copies.line_number,
         staged_copies.source,
@@ -817,8 +857,8 @@ restated_outcomes as (
         staged_copies.event_type,
         staged_copies.properties,
         case when copies_compared.arrival > 1 then 'duplicate' else 'accepted' end as delivery_status,
-        staged_copies.reason_codes,
-        staged_copies.reason_messages,
+        cast(null as varchar) as reason_codes,
+        cast(null as varchar) as reason_messages,
         nullif(trim(copies_compared.conflicting_fields), '') as conflicting_fields,
         staged_copies.contract_hash,
         staged_copies.schema_version,
@@ -826,6 +866,7 @@ restated_outcomes as (
         staged_copies.is_known_customer,
         true as is_restated,
         staged_copies.occurred_at,
+        {{ dbt.date_trunc('hour', 'staged_copies.occurred_at') }} as occurred_hour_at,
         staged_copies.received_at
     from staged_copies
     left join copies_compared

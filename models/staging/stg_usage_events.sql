@@ -14,6 +14,7 @@ select
 
     ---------- timestamps
     occurred_at,
+    occurred_hour_at,
     received_at
 from {{ ref('stg_event_deliveries') }}
 where delivery_status = 'accepted'

@@ -6,7 +6,7 @@
 
 with
 
-usage_events as (
+usage_events {{ as_inlined() }} (
 
     select * from {{ ref('stg_usage_events') }}
 
@@ -32,7 +32,7 @@ window_splits as (
 
 {% if is_incremental() %}
 
-metered as (
+metered {{ as_inlined() }} (
 
     select * from {{ this }}
 
@@ -43,7 +43,7 @@ hours_with_changed_deliveries as (
 
     select distinct
         customer_id,
-        {{ dbt.date_trunc('hour', 'occurred_at') }} as hour_start_at
+        occurred_hour_at as hour_start_at
     from {{ ref('stg_event_deliveries') }}
     where
         stage_sequence > (select coalesce(max(metered.stage_sequence), 0) from metered)
@@ -142,7 +142,6 @@ event_types_to_meter as (
 
 ),
 
-{# The bounds let the warehouse skip what lies outside of them. #}
 events_of_hours_to_meter as (
 
     select usage_events.*
@@ -150,16 +149,11 @@ events_of_hours_to_meter as (
     inner join hours_to_meter
         on
             usage_events.customer_id = hours_to_meter.customer_id
-            and {{ dbt.date_trunc('hour', 'usage_events.occurred_at') }} = hours_to_meter.hour_start_at
-    where
-        usage_events.occurred_at >= (select min(earliest.hour_start_at) from hours_to_meter as earliest)
-        and usage_events.occurred_at < (
-            select {{ dbt.dateadd('hour', 1, 'max(latest.hour_start_at)') }} from hours_to_meter as latest
-        )
+            and usage_events.occurred_hour_at = hours_to_meter.hour_start_at
 
 ),
 
-events_to_meter as (
+events_to_meter {{ as_inlined() if not is_incremental() else "as" }} (
 
     select * from events_of_hours_to_meter
 
@@ -175,14 +169,14 @@ events_to_meter as (
             from hours_to_meter
             where
                 hours_to_meter.customer_id = usage_events.customer_id
-                and hours_to_meter.hour_start_at = {{ dbt.date_trunc('hour', 'usage_events.occurred_at') }}
+                and hours_to_meter.hour_start_at = usage_events.occurred_hour_at
         )
 
 ),
 
 {% else %}
 
-events_to_meter as (
+events_to_meter {{ as_inlined() if not is_incremental() else "as" }} (
 
     select * from usage_events
 
@@ -198,20 +192,20 @@ events_in_windows {{ as_inlined() if not is_incremental() else "as" }} (
         events_to_meter.event_type,
         events_to_meter.properties,
         events_to_meter.occurred_at,
-        {{ dbt.date_trunc('hour', 'events_to_meter.occurred_at') }} as hour_start_at,
+        events_to_meter.occurred_hour_at as hour_start_at,
         coalesce(
             window_splits.window_start_at,
-            {{ dbt.date_trunc('hour', 'events_to_meter.occurred_at') }}
+            events_to_meter.occurred_hour_at
         ) as window_start_at,
         coalesce(
             window_splits.window_end_at,
-            {{ dbt.dateadd('hour', 1, dbt.date_trunc('hour', 'events_to_meter.occurred_at')) }}
+            {{ dbt.dateadd('hour', 1, 'events_to_meter.occurred_hour_at') }}
         ) as window_end_at
     from events_to_meter
     left join window_splits
         on
             events_to_meter.customer_id = window_splits.customer_id
-            and {{ dbt.date_trunc('hour', 'events_to_meter.occurred_at') }} = window_splits.hour_start_at
+            and events_to_meter.occurred_hour_at = window_splits.hour_start_at
             and events_to_meter.occurred_at >= window_splits.window_start_at
             and events_to_meter.occurred_at < window_splits.window_end_at
 
