@@ -472,6 +472,25 @@ def test_a_key_pair_opens_a_session_and_a_wrong_passphrase_does_not(landing_sett
         assert "wrong" not in str(refused.value)
 
 
+def test_a_row_of_the_sync_log_is_durable_when_the_call_returns(
+    landing_settings: Settings, warehouse: Warehouse
+) -> None:
+    row = {
+        "attempt_id": "a",
+        "logged_at": datetime(2026, 9, 1, 0, 0, 0, 1),
+        "stripe_account": "acct_local",
+        "entity": "customer",
+        "entity_key": "cus_000",
+        "step": "intent",
+        "http_status": None,
+        "amount_minor": -(2**62),
+    }
+    warehouse.append("ops.stripe_sync_log", row)
+    with connect(landing_settings) as another:
+        found = another.execute("select * from ops.stripe_sync_log").records()
+    assert found == [dict.fromkeys(found[0], None) | row]
+
+
 def test_a_role_that_sees_a_part_is_no_new_database(warehouse: Warehouse) -> None:
     assert warehouse.needs_landing_tables([])
     assert not warehouse.needs_landing_tables([("marts", "fct_invoices")])
