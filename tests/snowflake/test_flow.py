@@ -237,6 +237,11 @@ def test_parameters_types_and_errors(warehouse: Warehouse) -> None:
         "select ?, '$a ''$b', ? -- $a\n, ?",
         [1, 2, 1],
     )
+    awkward = "it's \\n \\' a \"path\""
+    assert warehouse.execute(f"select {warehouse.literal(awkward)}").rows == [(awkward,)]
+    assert warehouse.execute(
+        f'select {warehouse.property_text("p", "a b")} from (select \'{{"a b": "c"}}\' as p)'
+    ).rows == [("c",)]
     with pytest.raises(MissingObjectError, match="NOWHERE"):
         warehouse.execute("select * from marts.nowhere")
     with pytest.raises(WarehouseError):
@@ -464,11 +469,11 @@ def test_a_key_pair_opens_a_session_and_a_wrong_passphrase_does_not(landing_sett
     by_key = landing_settings.snowflake.replace(
         password=None, private_key_path=str(path), private_key_passphrase="right"
     )
-    with contextlib.closing(open_snowflake(by_key)) as opened:
+    with contextlib.closing(open_snowflake(by_key, landing_settings.memory_limit)) as opened:
         assert opened.execute("select count(*) from raw.load_batches").fetchone() is not None
     for changes in ({"private_key_passphrase": "wrong"}, {"private_key_path": str(tmp_path / "missing.p8")}):
         with pytest.raises(WarehouseError, match=r"The private key of metering .* cannot be used") as refused:
-            open_snowflake(by_key.replace(**changes))
+            open_snowflake(by_key.replace(**changes), landing_settings.memory_limit)
         assert "wrong" not in str(refused.value)
 
 
