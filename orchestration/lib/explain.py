@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestration.lib.invoices import format_quantity
 from orchestration.lib.project import MeteringError
-from orchestration.lib.warehouse import Parameters, Warehouse, quote, require_marts
+from orchestration.lib.warehouse import Parameters, Warehouse, require_marts
 
 _SHORTEST_PREFIX = 6
 
@@ -248,9 +248,9 @@ def _filter_conditions(warehouse: Warehouse, filters: Sequence[Mapping[str, Any]
             case "is_absent":
                 conditions.append(f"{text} is null")
             case "equals" | "in":
-                conditions.append(f"{text} in ({', '.join(map(quote, of_operator))})")
+                conditions.append(f"{text} in ({', '.join(map(warehouse.literal, of_operator))})")
             case "not_in":
-                conditions.append(f"coalesce({text} not in ({', '.join(map(quote, of_operator))}), true)")
+                conditions.append(f"coalesce({text} not in ({', '.join(map(warehouse.literal, of_operator))}), true)")
             case _:
                 conditions += [
                     f"cast({text} as decimal(38, 9)) {_COMPARISONS[operator]} {value}" for value in of_operator
@@ -272,8 +272,8 @@ def _events_sql(warehouse: Warehouse, line: Mapping[str, Any]) -> str:
         warehouse, "select * from seeds.metric_filters where metric_code = ? order by property_name, operator", [code]
     )
     conditions = [
-        f"customer_id = {quote(line['customer_id'])}",
-        f"event_type = {quote(metric['event_type'])}",
+        f"customer_id = {warehouse.literal(line['customer_id'])}",
+        f"event_type = {warehouse.literal(metric['event_type'])}",
         # A level is the sum of all changes before.
         *(
             []
@@ -286,7 +286,7 @@ def _events_sql(warehouse: Warehouse, line: Mapping[str, Any]) -> str:
     conditions += [
         f"{warehouse.property_text('properties', name)} is null"
         if values.get(name) is None
-        else f"{warehouse.property_text('properties', name)} = {quote(values[name])}"
+        else f"{warehouse.property_text('properties', name)} = {warehouse.literal(values[name])}"
         for name in (row["property_name"] for row in dimensions)
     ]
     # The line of a charge that has no priced usage names no dimension values, so none of the events are its own.

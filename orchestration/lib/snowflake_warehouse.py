@@ -22,7 +22,6 @@ from orchestration.lib.warehouse import (
     Result,
     WarehouseError,
     insert_statement,
-    quote,
 )
 
 if TYPE_CHECKING:
@@ -39,8 +38,12 @@ _MISSING = (2003, 904, 2043)
 _DUCKDB_TYPES = {("NUMBER", 0): "bigint", ("NUMBER", 9): "decimal(38, 9)", ("TIMESTAMP_NTZ", None): "timestamp"}
 
 
-def open_snowflake(credentials: SnowflakeCredentials) -> SnowflakeWarehouse:
+def open_snowflake(credentials: SnowflakeCredentials, memory_limit: str) -> SnowflakeWarehouse:
     """Connect as dbt does, with UTC as the session's time zone.
+
+    Args:
+        credentials: what the dbt profile has.
+        memory_limit: of the DuckDB that reads files to be landed, such as ``8GB``.
 
     Raises:
         WarehouseError: the private key cannot be read, or the account cannot be reached or refuses the user or role.
@@ -78,14 +81,15 @@ def open_snowflake(credentials: SnowflakeCredentials) -> SnowflakeWarehouse:
             f"Snowflake account {credentials.account} cannot be used as {credentials.user}: {error.raw_msg} "
             "Check the SNOWFLAKE_ variables that profiles/profiles.yml names, the role's grants and the network."
         ) from error
-    return SnowflakeWarehouse(connection)
+    return SnowflakeWarehouse(connection, memory_limit)
 
 
 class SnowflakeWarehouse:
     """A session of Snowflake. Outside of landing each statement commits by itself."""
 
-    def __init__(self, connection: SnowflakeConnection) -> None:
+    def __init__(self, connection: SnowflakeConnection, memory_limit: str) -> None:
         self._connection = connection
+        self._memory_limit = memory_limit
 
     def execute(self, sql: str, parameters: Parameters = ()) -> Result:
         statement, values = with_question_marks(sql, parameters)
@@ -113,7 +117,8 @@ class SnowflakeWarehouse:
         copies of an event count once. The file names that COPY remembers are new each time, and nothing relies on them.
         """
         with tempfile.TemporaryDirectory(prefix="metering-landing-") as folder:
-            with duckdb.connect(str(Path(folder) / "landing.duckdb")) as rows:
+            reader = duckdb.connect(str(Path(folder) / "landing.duckdb"), config={"memory_limit": self._memory_limit})
+            with reader as rows:
                 rows.execute("set TimeZone = 'UTC'")
                 tables = self._create_tables(rows)
                 rows.execute("begin")
@@ -148,7 +153,9 @@ class SnowflakeWarehouse:
         try:
             for table in counts:
                 for path in files[table]:
-                    self.execute(f"put {quote(path.as_uri())} @{stage}/{table}/ auto_compress = false")
+                    # The path as it is: the connector decodes no percent signs.
+                    source = self.literal(f"file://{path.as_posix()}")
+                    self.execute(f"put {source} @{stage}/{table}/ auto_compress = false")
             self.execute("begin")
             try:
                 for table, count in counts.items():
@@ -181,8 +188,12 @@ class SnowflakeWarehouse:
         # A role sees what it may use: the loader no marts, a reader no raw tables. Only a new database shows nothing.
         return not present
 
+    def literal(self, text: str) -> str:
+        # A backslash escapes what follows it ("String and binary data types", escape sequences).
+        return "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
     def property_text(self, column: str, name: str) -> str:
-        return f"cast(get(parse_json({column}), {quote(name)}) as varchar)"
+        return f"cast(get(parse_json({column}), {self.literal(name)}) as varchar)"
 
     def close(self) -> None:
         self._connection.close()
@@ -223,7 +234,7 @@ def _write_parquet(rows: duckdb.DuckDBPyConnection, table: str, folder: Path) ->
     if _count(rows, table) == 0:
         return []
     rows.execute(
-        f"copy raw.{table} to {quote(str(folder))} "
-        f"(format parquet, file_size_bytes {_CHUNK_BYTES}, per_thread_output false)"
+        f"copy raw.{table} to $folder (format parquet, file_size_bytes {_CHUNK_BYTES}, per_thread_output false)",
+        {"folder": str(folder)},
     )
     return sorted(folder.glob("*.parquet"))

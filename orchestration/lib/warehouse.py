@@ -97,6 +97,9 @@ class Warehouse(Protocol):
             WarehouseError: on leaving, when the warehouse did not take the rows.
         """
 
+    def literal(self, text: str) -> str:
+        """A text as an SQL literal."""
+
     def property_text(self, column: str, name: str) -> str:
         """SQL for a property as text, of a column that holds JSON; null where it is absent or null."""
 
@@ -145,8 +148,11 @@ class DuckDBWarehouse:
     def needs_landing_tables(self, present: Collection[tuple[str, str]]) -> bool:
         return not set(LANDING_TABLES).issubset(present)
 
+    def literal(self, text: str) -> str:
+        return "'" + text.replace("'", "''") + "'"
+
     def property_text(self, column: str, name: str) -> str:
-        return f"json_extract_string({column}, " + quote(f'$."{name}"') + ")"
+        return f"json_extract_string({column}, " + self.literal(f'$."{name}"') + ")"
 
     def close(self) -> None:
         self._connection.close()
@@ -157,16 +163,11 @@ def insert_statement(table: str, row: Mapping[str, object]) -> str:
     return f"insert into {table} ({', '.join(row)}) values ({', '.join('?' for _ in row)})"
 
 
-def quote(text: str) -> str:
-    """A text as an SQL literal."""
-    return "'" + text.replace("'", "''") + "'"
-
-
 def _open(settings: Settings) -> Warehouse:
     if settings.snowflake is not None:
         from orchestration.lib.snowflake_warehouse import open_snowflake
 
-        return open_snowflake(settings.snowflake)
+        return open_snowflake(settings.snowflake, settings.memory_limit)
     settings.database.parent.mkdir(parents=True, exist_ok=True)
     try:
         connection = duckdb.connect(str(settings.database))
@@ -176,8 +177,9 @@ def _open(settings: Settings) -> Warehouse:
             "DuckDB takes one writing process at a time."
         ) from error
     connection.execute("set TimeZone = 'UTC'")
-    connection.execute(f"set memory_limit = {quote(settings.memory_limit)}")
-    return DuckDBWarehouse(connection)
+    warehouse = DuckDBWarehouse(connection)
+    warehouse.execute(f"set memory_limit = {warehouse.literal(settings.memory_limit)}")
+    return warehouse
 
 
 @contextlib.contextmanager
