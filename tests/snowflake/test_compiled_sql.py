@@ -15,20 +15,23 @@ from tests.snowflake.standin import Standin
 from tests.snowflake.standin.shims import exact_quotients
 
 # From Snowflake's "All functions (alphabetical)"; a function that a model begins to use is looked up there and added here.
-FUNCTIONS = frozenset(
-    """
-    abs cast chr coalesce convert_timezone count date_trunc dateadd datediff floor get greatest lag lead least left length
-    listagg lower max md5 min mod nullif parse_json position power regexp_like regexp_substr replace right round row_number
-    rpad rtrim split_part substr sum to_char to_json to_variant trim try_cast try_parse_json try_to_timestamp_ntz typeof upper
-    """.split()
-)
-# Words that a parenthesis follows and that are no functions; a name of a CTE or column list may stand before one too.
-WORDS = frozenset("and as decimal else exists from group in not on or over then when where".split())
+FUNCTIONS = {
+    "abs", "cast", "chr", "coalesce", "convert_timezone", "count", "date_trunc", "dateadd", "datediff", "floor",
+    "get", "greatest", "lag", "lead", "least", "left", "length", "listagg", "lower", "max", "md5", "min", "mod",
+    "nullif", "parse_json", "position", "power", "regexp_like", "regexp_substr", "replace", "right", "round",
+    "row_number", "rpad", "rtrim", "split_part", "substr", "sum", "to_char", "to_json", "to_variant", "trim",
+    "try_cast", "try_parse_json", "try_to_timestamp_ntz", "typeof", "upper",
+}  # fmt: skip
+# Words that a parenthesis follows and that are no functions.
+WORDS = {
+    "and", "as", "decimal", "else", "exists", "from", "group", "in", "not", "on", "or", "over", "then", "when",
+    "where",
+}  # fmt: skip
 TEXT_OR_COMMENT = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def compiled(standin: Standin, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def compiled(standin: Standin, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """SQL by file, of models and data tests."""
     folder = tmp_path_factory.mktemp("compiled")
     with pytest.MonkeyPatch.context() as patch:
@@ -41,7 +44,7 @@ def compiled(standin: Standin, tmp_path_factory: pytest.TempPathFactory) -> Iter
     files = {path.name: path.read_text() for path in (folder / "compiled").rglob("*.sql") if not is_unit_test(path)}
     statements = {name: sql for name, sql in files.items() if sql.strip()}
     assert len(statements) > 350
-    yield statements
+    return statements
 
 
 def is_unit_test(path: Path) -> bool:
@@ -57,9 +60,13 @@ def test_functions_are_snowflakes(compiled: dict[str, str]) -> None:
     unknown = set()
     for name, sql in compiled.items():
         code = TEXT_OR_COMMENT.sub("''", sql).lower()
-        column_lists = set(re.findall(r"\b(?:as|recursive)\s+([a-z_0-9]+)\s*\(", code))
+        # A name with its columns: of a recursive CTE, or of a subquery.
+        column_lists = set(re.findall(r"\bas\s+([a-z_0-9]+)\s*\(|\b([a-z_0-9]+)\s*\([^()]*\)\s*as\s*\(", code))
         called = set(re.findall(r"\b([a-z_][a-z_0-9]*)\s*\(", code))
-        unknown |= {(name, function) for function in called - FUNCTIONS - WORDS - column_lists}
+        unknown |= {
+            (name, function)
+            for function in called - FUNCTIONS - WORDS - {one for names in column_lists for one in names}
+        }
     assert unknown == set()
 
 
