@@ -39,8 +39,9 @@ class _Instant(click.ParamType[str]):
 def cli() -> None:
     """Usage metering in the warehouse: land events, build marts, check them, sync invoices to Stripe.
 
-    The warehouse is the DuckDB file METERING_DUCKDB_PATH (data/metering.duckdb by default). Stripe is a local server
-    unless STRIPE_API_KEY is set; a live key also needs METERING_STRIPE_LIVE=1.
+    The warehouse is the DuckDB file METERING_DUCKDB_PATH (data/metering.duckdb), or with METERING_TARGET=prod
+    the Snowflake database that the SNOWFLAKE_ variables of profiles/profiles.yml name. Stripe is a local server unless
+    STRIPE_API_KEY is set; a live key also needs METERING_STRIPE_LIVE=1.
     """
 
 

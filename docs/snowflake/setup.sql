@@ -83,12 +83,19 @@ grant create table on schema metering.ops to role metering_transformer;
 use role metering_transformer;
 grant usage on schema metering.marts to role metering_reader;
 grant usage on schema metering.marts to role metering_sync;
+-- metering invoices reads the currencies, the guards before a sync their thresholds.
+grant usage on schema metering.seeds to role metering_reader;
+grant usage on schema metering.seeds to role metering_sync;
 
 use role securityadmin;
 grant select on all tables in schema metering.marts to role metering_reader;
 grant select on future tables in schema metering.marts to role metering_reader;
 grant select on all tables in schema metering.marts to role metering_sync;
 grant select on future tables in schema metering.marts to role metering_sync;
+grant select on all tables in schema metering.seeds to role metering_reader;
+grant select on future tables in schema metering.seeds to role metering_reader;
+grant select on all tables in schema metering.seeds to role metering_sync;
+grant select on future tables in schema metering.seeds to role metering_sync;
 grant select on all views in schema metering.customer to role metering_customer;
 grant select on future views in schema metering.customer to role metering_customer;
 

@@ -79,6 +79,13 @@ class Warehouse:
     def build(self, *, full_refresh: bool = False, as_of: str | None = None) -> None:
         project.build(self.settings, full_refresh=full_refresh, as_of=as_of, quiet=True)
 
+    def build_models(self, *, full_refresh: bool = False, as_of: str | None = None) -> None:
+        """Build without data tests, which take most of the time: for steps on the way, and for states to compare with."""
+        arguments = ["--full-refresh"] if full_refresh else []
+        if as_of is not None:
+            arguments += ["--vars", f"{{as_of: '{as_of}'}}"]
+        project.run_dbt(self.settings, "build", "--resource-type", "seed", "model", *arguments, quiet=True)
+
     def marts(self) -> dict[str, list[Row]]:
         """Every mart, every column, in a fixed order of rows."""
         with connect(self.settings) as connection:

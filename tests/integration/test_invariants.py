@@ -58,7 +58,7 @@ def test_order_batches_and_copies_change_no_total(warehouse: Warehouse, tmp_path
     """Loaded three times in shuffled order, in 7 batches each, every tenth line repeated: the totals of one plain load."""
     lines = without_conflicts(demo_lines(tmp_path / "demo"))
     warehouse.land_lines(lines)
-    warehouse.build()
+    warehouse.build_models()
     expected = metered(warehouse)
     plain = warehouse.outcome_counts()
     assert plain["accepted"] > 1_000
@@ -72,8 +72,9 @@ def test_order_batches_and_copies_change_no_total(warehouse: Warehouse, tmp_path
         deliveries += len(shuffled)
         for batch in range(7):
             warehouse.land_lines(shuffled[batch::7])
-        if repetition != 1:
-            warehouse.build()
+        if repetition == 0:
+            warehouse.build_models()
+    warehouse.build()
     assert metered(warehouse) == expected
     counts = warehouse.outcome_counts()
     assert counts["accepted"] == plain["accepted"]
@@ -98,13 +99,14 @@ def test_incremental_equals_full_refresh(warehouse: Warehouse, tmp_path: Path) -
         warehouse.land_lines(lines[batch::4])
         if batch == 2:
             warehouse.land(data.sessions)
-        warehouse.build()
+        warehouse.build_models()
+    warehouse.build()
     incremental = warehouse.marts()
     assert {name: len(rows) for name, rows in incremental.items() if not rows} == {}
-    warehouse.build(full_refresh=True)
+    warehouse.build_models(full_refresh=True)
     assert warehouse.marts() == incremental
     # And the build after a full refresh finds nothing to do.
-    warehouse.build()
+    warehouse.build_models()
     assert warehouse.marts() == incremental
 
 
@@ -126,7 +128,7 @@ def test_a_changed_seed_equals_full_refresh(warehouse_of_copy: Warehouse, projec
     data = write_demo_data(tmp_path / "demo", events=EVENTS)
     warehouse.land_lines(demo_lines(tmp_path / "demo"))
     warehouse.land(data.sessions)
-    warehouse.build()
+    warehouse.build_models()
     before = warehouse.marts()
 
     def set_where(column: str, value: str, **match: str) -> Callable[[list[dict[str, str]]], list[dict[str, str]]]:
@@ -175,14 +177,14 @@ def test_a_changed_seed_equals_full_refresh(warehouse_of_copy: Warehouse, projec
     assert incremental["fct_invoice_lines"] != before["fct_invoice_lines"]
     reasons = {row[0] for row in warehouse.query("select reason_code from marts.fct_unbilled_usage")}
     assert {"no_metric", "no_charge", "no_subscription"} <= reasons
-    warehouse.build(full_refresh=True)
+    warehouse.build_models(full_refresh=True)
     assert warehouse.marts() == incremental
 
     # And back again, without a full refresh.
     for seed in ("catalog/event_properties.csv", "catalog/metric_filters.csv", "accounts/subscriptions.csv",
                  "accounts/customers.csv", "pricing/charges.csv"):  # fmt: skip
         (project_copy / "seeds" / seed).write_bytes((Path(__file__).parents[2] / "seeds" / seed).read_bytes())
-    warehouse.build()
+    warehouse.build_models()
     assert warehouse.marts() == before
 
 
@@ -191,10 +193,10 @@ def test_the_first_receipt_counts_in_whatever_order_batches_commit(warehouse: Wa
     noon = datetime(2026, 9, 10, 12, 0)
     warehouse.insert_delivery("late", 1, noon + timedelta(hours=1), make_event("k1", p_context_tokens=200))
     warehouse.insert_delivery("late", 2, noon + timedelta(hours=1), make_event("k2", p_context_tokens=7))
-    warehouse.build()
+    warehouse.build_models()
     assert tokens(warehouse) == 207
     warehouse.insert_delivery("early", 1, noon + timedelta(minutes=5), make_event("k1", p_context_tokens=100))
-    warehouse.build()
+    warehouse.build_models()
     assert tokens(warehouse) == 107
     conflicts = warehouse.query(
         "select idempotency_key, delivery_id, counted_delivery_id, conflicting_fields from marts.fct_event_conflicts"
@@ -205,7 +207,7 @@ def test_the_first_receipt_counts_in_whatever_order_batches_commit(warehouse: Wa
     warehouse.build()
     assert tokens(warehouse) == 1107
     incremental = warehouse.marts()
-    warehouse.build(full_refresh=True)
+    warehouse.build_models(full_refresh=True)
     assert warehouse.marts() == incremental
 
 
@@ -218,7 +220,7 @@ def tokens(warehouse: Warehouse) -> int:
 
 def test_a_malformed_first_delivery_does_not_burn_the_key(warehouse: Warehouse, make_event: MakeEvent) -> None:
     warehouse.land_events([make_event("k1", p_context_tokens=-1), make_event("k1", customer_id="nobody")])
-    warehouse.build()
+    warehouse.build_models()
     assert warehouse.outcome_counts() == {"accepted": 0, "duplicate": 0, "rejected": 2}
     warehouse.land_events([make_event("k1", p_context_tokens=5), make_event("k1", p_context_tokens=5)])
     warehouse.build()
@@ -257,10 +259,10 @@ def test_a_build_meters_only_hours_that_new_events_touch(
     with (project_copy / "seeds/catalog/metric_filters.csv").open("a") as stream:
         stream.write("code_requests,model,in,huge\n")
     warehouse_of_copy.land_events([make_event("k1", customer_id="cus_002", occurred_at="2026-09-10T10:40:00Z")])
-    warehouse_of_copy.build()
+    warehouse_of_copy.build_models()
     charges = project_copy / "seeds/pricing/charges.csv"
     charges.write_text(charges.read_text().replace("2026-10-15 00:00:00", "2026-09-10 16:05:00"))
-    warehouse_of_copy.build()
+    warehouse_of_copy.build_models()
     assert warehouse_of_copy.query(
         "select count(*) from marts.fct_usage_hourly where window_start_at = '2026-09-10 10:35:00'"
     )
@@ -339,14 +341,14 @@ def test_as_of_sees_only_what_had_been_received(warehouse: Warehouse, make_event
         warehouse.insert_delivery(
             f"batch-{hour}", 1, datetime(2026, 9, 11, hour), make_event(f"k{hour}", p_context_tokens=10**hour)
         )
-    warehouse.build(as_of="2026-09-11 02:00:00")
+    warehouse.build_models(as_of="2026-09-11 02:00:00")
     assert tokens(warehouse) == 110
     warehouse.build(as_of="2026-09-11 03:00:00")
     assert tokens(warehouse) == 1110
     with pytest.raises(BuildError, match="lies before deliveries that are already staged"):
         warehouse.build(as_of="2026-09-11 01:00:00")
     assert tokens(warehouse) == 1110
-    warehouse.build(as_of="2026-09-11 01:00:00", full_refresh=True)
+    warehouse.build_models(as_of="2026-09-11 01:00:00", full_refresh=True)
     assert tokens(warehouse) == 10
     with pytest.raises(BuildError, match="lies after the start of the build"):
         warehouse.build(as_of="2999-01-01 00:00:00")
@@ -377,7 +379,8 @@ def test_a_metric_or_event_type_that_comes_and_goes(
     ):
         write(types, metrics)
         warehouse_of_copy.land_events([make_event(f"n{number}", event_type="telegram", properties={})])
-        warehouse_of_copy.build()
+        warehouse_of_copy.build_models()
+    warehouse_of_copy.build()
     incremental = warehouse_of_copy.marts()
     assert warehouse_of_copy.query(
         "select sum(event_count) from marts.fct_usage_hourly where metric_code = 'telegrams'"
@@ -385,7 +388,7 @@ def test_a_metric_or_event_type_that_comes_and_goes(
     assert warehouse_of_copy.query("select reason_codes from marts.fct_rejected_events") == [
         ("unknown_schema_version",)
     ]
-    warehouse_of_copy.build(full_refresh=True)
+    warehouse_of_copy.build_models(full_refresh=True)
     assert warehouse_of_copy.marts() == incremental
 
 
@@ -394,7 +397,7 @@ def test_lost_rows_fail_the_build(
 ) -> None:
     """The conservation test can fail: a delivery that leaves the raw table after it was staged is noticed, by batch."""
     warehouse.land_events([make_event("k1"), make_event("k2")])
-    warehouse.build()
+    warehouse.build_models()
     ((batch,),) = warehouse.query("select distinct batch_id from raw.usage_events")
     warehouse.query("delete from raw.usage_events where idempotency_key = 'k1' returning 1")
     with pytest.raises(BuildError):
