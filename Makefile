@@ -21,10 +21,10 @@ BENCH_ARGS ?=
 TOTALS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-dbt test-python conformance oracle bench lint parse dev lock clean
+.PHONY: help setup demo test test-dbt test-python test-snowflake conformance oracle bench lint lint-snowflake parse dev lock clean
 
 help: ## List the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=python3.12")'
@@ -47,6 +47,10 @@ lint: $(INSTALLED) ## ruff, mypy and sqlfluff
 	$(BIN)/mypy
 	METERING_TARGET=ci $(BIN)/sqlfluff lint --disable-progress-bar models tests/singular
 
+lint-snowflake: $(INSTALLED) ## sqlfluff in Snowflake's dialect, on what dbt compiles for the stand-in
+	$(BIN)/python -m tests.snowflake.standin run \
+		$(BIN)/sqlfluff lint --disable-progress-bar --config tests/snowflake/sqlfluff.cfg models tests/singular
+
 parse: $(INSTALLED) ## Parse for DuckDB and Snowflake, with deprecations as errors
 	$(BIN)/dbt --quiet --warn-error-options '{"error": ["Deprecations"]}' parse --target ci --no-partial-parse
 	SNOWFLAKE_ACCOUNT=none SNOWFLAKE_USER=none SNOWFLAKE_PASSWORD=none \
@@ -60,6 +64,12 @@ test-dbt: $(INSTALLED) ## Build an empty warehouse, with dbt's unit tests and da
 
 test-python: $(INSTALLED) ## pytest: unit tests and integration tests on warehouses of their own
 	$(BIN)/python -m pytest -n 2
+
+test-snowflake: $(INSTALLED) ## The whole project on Snowflake's adapter against a stand-in: dbt's tests, and the marts against DuckDB's
+	$(BIN)/python -m tests.snowflake.standin run \
+		$(BIN)/dbt --no-use-colors build --target standin --target-path target/standin \
+		| grep -E 'Done|FAIL|ERROR|failing|row:' && test $${PIPESTATUS[0]} -eq 0
+	$(BIN)/python -m pytest -n 2 tests/snowflake
 
 conformance: $(INSTALLED) ## Rate the priced cases of public billing systems and say which run, agree, differ, or do not apply
 	$(BIN)/python -m pytest tests/integration/test_conformance.py -q -n 0

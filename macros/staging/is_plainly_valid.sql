@@ -15,8 +15,8 @@
                     {{ allowed_values }} is null
                     or (
                         {{ fragment }} not like '%|%'
-                        and position(chr(92) in {{ fragment }}) = 0
-                        and position(replace({{ fragment }}, '"', '|') in '|' || {{ allowed_values }} || '|') > 0
+                        and not contains({{ fragment }}, chr(92))
+                        and contains('|' || {{ allowed_values }} || '|', replace({{ fragment }}, '"', '|'))
                     )
                 )
             when {{ data_type }} = 'boolean'

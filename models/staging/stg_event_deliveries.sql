@@ -541,7 +541,7 @@ property_violations as (
                 allowed_values is not null
                 and (
                     value_text like '%|%'
-                    or position('|' || value_text || '|' in '|' || allowed_values || '|') = 0
+                    or not contains('|' || allowed_values || '|', '|' || value_text || '|')
                 )
                 then 'value_not_allowed'
         end as reason_code

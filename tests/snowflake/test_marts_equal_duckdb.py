@@ -77,15 +77,13 @@ class Pair:
                 with target.landing() as rows:
                     rows.execute(f"insert into raw.{table} by name select * from read_parquet('{path}')")
 
-    def build(self, *, with_data_tests: bool = False, full_refresh: bool = False) -> None:
+    def build(self, *, with_data_tests: bool = False) -> None:
         """Build the tables of both as of the same instant; with data tests on Snowflake, which take most of the time."""
         as_of = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
         for settings in (self.duckdb.settings, self.snowflake):
             options = ["--exclude-resource-type", "unit_test"]
             if settings is self.duckdb.settings or not with_data_tests:
                 options = ["--resource-type", "seed", "--resource-type", "model"]
-            if full_refresh:
-                options.append("--full-refresh")
             with pytest.MonkeyPatch.context() as patch:
                 # A folder for each target, or the parse of one throws away that of the other.
                 patch.setenv("DBT_TARGET_PATH", str(self._folder / "target" / settings.target))
@@ -140,7 +138,7 @@ def test_demo_data_with_late_copies_and_changed_seeds(pair: Pair, project_copy: 
     with connect(pair.duckdb.settings) as connection:
         land_independent_totals(connection, data.independent_totals, progress=lambda _: None)
     pair.copy_raw_rows()
-    pair.build(with_data_tests=True)
+    pair.build()
     pair.check_equality()
     assert pair.count("marts.fct_invoice_lines") > 100
 

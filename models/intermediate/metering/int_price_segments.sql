@@ -46,7 +46,8 @@ candidates as (
 price_segments as (
 
     select
-        {{ surrogate_key(['versions.service_period_id', 'versions.charge_code', timestamp_text('versions.from_at')]) }} as price_segment_id,
+        {{ surrogate_key(['versions.service_period_id', 'versions.charge_code', timestamp_text('versions.from_at')]) }}
+            as price_segment_id,
         versions.service_period_id,
         parts.subscription_id,
         parts.customer_id,

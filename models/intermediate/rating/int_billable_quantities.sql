@@ -386,7 +386,8 @@ all_slices as (
 billable_quantities as (
 
     select
-        {{ surrogate_key(['slices.price_segment_id', 'all_slices.dimensions', timestamp_text('all_slices.slice_start_at')]) }} as slice_id,
+        {{ surrogate_key(['slices.price_segment_id', 'all_slices.dimensions', timestamp_text('all_slices.slice_start_at')]) }}
+            as slice_id,
         {{ surrogate_key(['slices.price_segment_id', 'all_slices.dimensions']) }} as line_id,
         slices.service_period_id,
         slices.subscription_id,

@@ -23,15 +23,11 @@ dimensions_by_metric as (
     select
         metric_code,
         {%- for purpose in ['pricing', 'presentation'] %}
-        {# Where there is nothing to list an engine gives either null or empty text. #}
-        nullif(
-            {{ dbt.listagg(
-                measure="case when purpose = '" ~ purpose ~ "' then property_name end",
-                delimiter_text="', '",
-                order_by_clause='order by dimension_position'
-            ) }},
-            ''
-        ) as {{ purpose }}_dimensions
+        {{ dbt.listagg(
+            measure="case when purpose = '" ~ purpose ~ "' then property_name end",
+            delimiter_text="', '",
+            order_by_clause='order by dimension_position'
+        ) }} as {{ purpose }}_dimensions
         {%- if not loop.last %},{% endif %}
         {%- endfor %}
     from dimensions
@@ -68,8 +64,9 @@ billable_metrics as (
         coalesce(metrics.unit_size, 1) as unit_size,
         metrics.quantity_rounding,
         metrics.quantity_scale,
-        dimensions_by_metric.pricing_dimensions,
-        dimensions_by_metric.presentation_dimensions,
+        {# Of nothing to list Snowflake makes empty text, DuckDB null. #}
+        nullif(dimensions_by_metric.pricing_dimensions, '') as pricing_dimensions,
+        nullif(dimensions_by_metric.presentation_dimensions, '') as presentation_dimensions,
         filters_by_metric.filters,
         metrics.finance_confirmed_on is not null as is_confirmed_by_finance,
         metrics.finance_confirmed_on,

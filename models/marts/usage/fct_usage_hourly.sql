@@ -56,7 +56,9 @@ usage_by_window as (
 usage_of_metrics as (
 
     select
-        {{ surrogate_key(['metric_code', 'customer_id', 'dimensions', 'presentation_dimensions', timestamp_text('window_start_at')]) }}
+        {{ surrogate_key([
+            'metric_code', 'customer_id', 'dimensions', 'presentation_dimensions', timestamp_text('window_start_at')
+        ]) }}
             as usage_hourly_id,
         metric_code,
         customer_id,

@@ -1,15 +1,21 @@
-"""python -m tests.snowflake.standin [FOLDER]: serve until standard input ends; the first line of output is the port."""
+"""The stand-in as a program.
+
+python -m tests.snowflake.standin [FOLDER]              serve until standard input ends; the first line of output is the port
+python -m tests.snowflake.standin run COMMAND [ARG]...  run a command with an empty stand-in behind the dbt target standin
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import socket
+import subprocess
 import sys
 import threading
 import warnings
 
 
-def main() -> None:
+def serve(folder: str | None) -> None:
     warnings.simplefilter("ignore")
     import fakesnow.server
     import uvicorn
@@ -22,8 +28,8 @@ def main() -> None:
     # sqlglot warns of what it passes on as it is; fakesnow notes each session and each error that it returns to the client.
     logging.getLogger("sqlglot").setLevel(logging.ERROR)
     logging.getLogger("fakesnow.server").setLevel(logging.ERROR)
-    if len(sys.argv) > 1:
-        fakesnow.server.shared_fs = FakeSnow(db_path=sys.argv[1])
+    if folder is not None:
+        fakesnow.server.shared_fs = FakeSnow(db_path=folder)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(fakesnow.server.app, log_level="critical"))
@@ -38,5 +44,15 @@ def main() -> None:
     server.run(sockets=[listener])
 
 
+def run(command: list[str]) -> int:
+    from tests.snowflake.standin import Standin
+
+    with Standin() as standin:
+        environment = {**os.environ, **standin.environment("METERING"), "METERING_TARGET": "standin"}
+        return subprocess.run(command, env=environment, check=False).returncode
+
+
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["run"]:
+        sys.exit(run(sys.argv[2:]))
+    serve(sys.argv[1] if len(sys.argv) > 1 else None)
