@@ -1,11 +1,11 @@
-{% macro json_fragment(document, property_name) -%}
-    {{ return(adapter.dispatch('json_fragment', 'metering')(document, property_name)) }}
+{% macro json_fragment(document, path) -%}
+    {{ return(adapter.dispatch('json_fragment', 'metering')(document, path)) }}
 {%- endmacro %}
 
-{% macro duckdb__json_fragment(document, property_name) -%}
-    cast(json_extract({{ document }}, '$."' || {{ property_name }} || '"') as varchar)
+{% macro duckdb__json_fragment(document, path) -%}
+    cast(json_extract({{ document }}, {{ path }}) as varchar)
 {%- endmacro %}
 
-{% macro snowflake__json_fragment(document, property_name) -%}
-    to_json(get(parse_json({{ document }}), {{ property_name }}))
+{% macro snowflake__json_fragment(document, path) -%}
+    to_json(get(parse_json({{ document }}), {{ path }}))
 {%- endmacro %}

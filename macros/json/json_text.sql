@@ -1,11 +1,11 @@
-{% macro json_text(document, property_name) -%}
-    {{ return(adapter.dispatch('json_text', 'metering')(document, property_name)) }}
+{% macro json_text(document, path) -%}
+    {{ return(adapter.dispatch('json_text', 'metering')(document, path)) }}
 {%- endmacro %}
 
-{% macro duckdb__json_text(document, property_name) -%}
-    json_extract_string({{ document }}, '$."' || {{ property_name }} || '"')
+{% macro duckdb__json_text(document, path) -%}
+    json_extract_string({{ document }}, {{ path }})
 {%- endmacro %}
 
-{% macro snowflake__json_text(document, property_name) -%}
-    cast(get(parse_json({{ document }}), {{ property_name }}) as varchar)
+{% macro snowflake__json_text(document, path) -%}
+    cast(get(parse_json({{ document }}), {{ path }}) as varchar)
 {%- endmacro %}

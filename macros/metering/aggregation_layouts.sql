@@ -97,9 +97,11 @@
             values_laid_out.event_type,
             {%- for slot in key_slots() %}
             keys_by_event_type.key_property_{{ slot }},
+            {{ json_path('keys_by_event_type.key_property_' ~ slot) }} as key_path_{{ slot }},
             {%- endfor %}
             {%- for slot in value_slots() %}
-            max(case when values_laid_out.slot = {{ slot }} then values_laid_out.property_name end) as value_property_{{ slot }}
+            max(case when values_laid_out.slot = {{ slot }} then {{ json_path('values_laid_out.property_name') }} end)
+                as value_path_{{ slot }}
             {{- ',' if not loop.last }}
             {%- endfor %}
         from value_properties_laid_out as values_laid_out

@@ -7,7 +7,7 @@
     {%- set number = dbt.safe_cast("replace(" ~ fragment ~ ", '\"', '')", quantity_type()) -%}
     coalesce(
         case
-            when property_name_{{ slot }} is null then true
+            when property_path_{{ slot }} is null then true
             when coalesce({{ fragment }}, 'null') = 'null' then not is_required_{{ slot }}
             when {{ data_type }} = 'string'
                 then left({{ fragment }}, 1) = '"'

@@ -39,11 +39,12 @@ customers as (
 
 {# The first properties of an event schema side by side, so that a delivery need not be multiplied by its properties. #}
 {% set slots = range(8) %}
-{% set rule_fields = ['property_name', 'data_type', 'allowed_values', 'minimum', 'maximum', 'is_required'] %}
+{% set rule_fields = ['property_path', 'data_type', 'allowed_values', 'minimum', 'maximum', 'is_required'] %}
 event_properties_numbered as (
 
     select
         *,
+        {{ json_path('property_name') }} as property_path,
         row_number() over (partition by event_type, schema_version order by property_name) - 1 as slot
     from event_properties
 
@@ -241,7 +242,7 @@ deliveries_with_fragments {{ as_inlined() }} (
         {%- for rule in rule_fields %}
         property_rules.{{ rule }}_{{ slot }},
         {%- endfor %}
-        {{ json_fragment('deliveries.properties_object', 'property_rules.property_name_' ~ slot) }} as fragment_{{ slot }},
+        {{ json_fragment('deliveries.properties_object', 'property_rules.property_path_' ~ slot) }} as fragment_{{ slot }},
         {%- endfor %}
         coalesce(property_rules.has_more_properties, false) as has_more_properties
     from deliveries_with_object as deliveries
@@ -486,8 +487,8 @@ property_fragments as (
     select
         unclear_deliveries.delivery_id,
         event_properties.*,
-        {{ json_fragment('unclear_deliveries.properties', 'event_properties.property_name') }} as fragment,
-        {{ json_text('unclear_deliveries.properties', 'event_properties.property_name') }} as value_text
+        {{ json_fragment('unclear_deliveries.properties', json_path('event_properties.property_name')) }} as fragment,
+        {{ json_text('unclear_deliveries.properties', json_path('event_properties.property_name')) }} as value_text
     from unclear_deliveries_with_rules as unclear_deliveries
     inner join event_properties
         on

@@ -18,6 +18,7 @@ import tempfile
 import time
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -66,10 +67,23 @@ class LandedBatch:
 
 @dataclass(frozen=True)
 class _FileFacts:
+    """What is known of a file before it lands; records, is_regular and newline are of files of lines.
+
+    Attributes:
+        kind: jsonl, json, csv or parquet.
+        version: bytes and time of modification (nanoseconds).
+        sha256: of the bytes as they are.
+        records: lines that are no blank, counted apart from the warehouse; None for other kinds.
+        is_regular: whether the reader of lines takes the file as it is.
+        newline: escaped, as the reader of lines takes it.
+    """
+
+    kind: str
+    version: tuple[int, int]
     sha256: str
-    records: int | None
-    is_regular: bool
-    newline: str
+    records: int | None = None
+    is_regular: bool = True
+    newline: str = "\\n"
 
 
 def expand_patterns(patterns: Sequence[str]) -> list[Path]:
@@ -103,11 +117,16 @@ def land_files(warehouse: Warehouse, paths: Iterable[Path], *, progress: Progres
         MeteringError: the format of a file is not known or the file as a whole cannot be read. All others have landed.
     """
     batches, failures = [], []
-    for path in paths:
-        try:
-            batches.append(_land_file(warehouse, path, progress))
-        except MeteringError as error:
-            failures.append(str(error))
+    files = list(paths)
+    with ThreadPoolExecutor(1) as inspector:
+        # The next file is looked at while DuckDB reads this one.
+        inspections = [inspector.submit(_inspect, path) for path in files[:1]]
+        for number, path in enumerate(files):
+            inspections += [inspector.submit(_inspect, following) for following in files[number + 1 : number + 2]]
+            try:
+                batches.append(_land_file(warehouse, path, inspections[number], progress))
+            except MeteringError as error:
+                failures.append(str(error))
     if failures:
         raise MeteringError("\n".join(failures))
     return batches
@@ -146,12 +165,10 @@ def land_new_independent_totals(warehouse: Warehouse, folder: Path, *, progress:
     )
 
 
-def _land_file(warehouse: Warehouse, path: Path, progress: Progress) -> LandedBatch:
+def _land_file(warehouse: Warehouse, path: Path, inspection: Future[_FileFacts], progress: Progress) -> LandedBatch:
     started = time.monotonic()
-    kind = _kind_of(path)
-    # Taken before reading: what is written to the file meanwhile makes it a new version.
-    version = _version(path)
-    facts = _inspect(path, is_lines=kind == "jsonl")
+    facts = inspection.result()
+    kind = facts.kind
     received_at = datetime.now(UTC).replace(tzinfo=None)
     batch_id = f"{received_at:%Y%m%dT%H%M%S%fZ}-{facts.sha256[:12]}"
     earlier = warehouse.execute(
@@ -170,7 +187,7 @@ def _land_file(warehouse: Warehouse, path: Path, progress: Progress) -> LandedBa
                 counted = _insert_parquet(connection, path, batch_id, received_at)
             connection.execute(
                 "insert into raw.load_batches values (?, ?, ?, ?, ?, ?, ?)",
-                [batch_id, str(path), facts.sha256, *version, counted, received_at],
+                [batch_id, str(path), facts.sha256, *facts.version, counted, received_at],
             )
             landed = connection.execute(
                 "select count(*), count(landing_error_code) from raw.usage_events where batch_id = ?", [batch_id]
@@ -211,23 +228,27 @@ def _open_binary(path: Path) -> IO[bytes] | gzip.GzipFile:
     return path.open("rb")
 
 
-def _inspect(path: Path, *, is_lines: bool) -> _FileFacts:
+def _inspect(path: Path) -> _FileFacts:
     """Hash the file and, for lines, count its records apart from the warehouse and find its newline.
 
     Raises:
-        MeteringError: the file cannot be read.
+        MeteringError: the format is not known or the file cannot be read.
     """
+    kind = _kind_of(path)
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    if not is_lines:
-        return _FileFacts(digest.hexdigest(), None, True, "\\n")
     try:
+        # Taken before reading: what is written to the file meanwhile makes it a new version.
+        version = _version(path)
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        if kind != "jsonl":
+            return _FileFacts(kind, version, digest.hexdigest())
         records = _count_plain_lines(path)
         if records is not None:
-            return _FileFacts(digest.hexdigest(), records, True, "\\n")
-        return _inspect_lines(path, digest.hexdigest())
+            return _FileFacts(kind, version, digest.hexdigest(), records)
+        records, is_regular, newline = _inspect_lines(path)
+        return _FileFacts(kind, version, digest.hexdigest(), records, is_regular, newline)
     except (OSError, EOFError) as error:
         raise MeteringError(f"{path}: cannot be read, nothing of it was landed: {error}") from error
 
@@ -257,7 +278,8 @@ def _count_plain_lines(path: Path) -> int | None:
     return newlines + (last != b"\n")
 
 
-def _inspect_lines(path: Path, sha256: str) -> _FileFacts:
+def _inspect_lines(path: Path) -> tuple[int, bool, str]:
+    """Look at each line; the records, whether the reader of lines takes the file, and its newline."""
     records = lines = carriage_returns = windows_newlines = 0
     is_regular = True
     with _open_binary(path) as stream:
@@ -273,7 +295,7 @@ def _inspect_lines(path: Path, sha256: str) -> _FileFacts:
     is_windows = windows_newlines > 0
     if carriage_returns and (carriage_returns != windows_newlines or windows_newlines < lines - 1):
         is_regular = False
-    return _FileFacts(sha256, records, is_regular, "\\r\\n" if is_windows else "\\n")
+    return records, is_regular, "\\r\\n" if is_windows else "\\n"
 
 
 def _insert_lines(
@@ -326,7 +348,8 @@ def _line_reader(path: Path, newline: str) -> str:
             comment = '',
             new_line = '{newline}',
             strict_mode = false,
-            max_line_size = {_MAX_LINE_BYTES}
+            max_line_size = {_MAX_LINE_BYTES},
+            buffer_size = {2 * _MAX_LINE_BYTES}
         )
     """
 
@@ -337,8 +360,26 @@ def _begins_with_brace(text: str) -> str:
 
 
 def _has_long_number(text: str) -> str:
-    """SQL for whether text may hold a number with more digits than a double holds."""
+    """SQL for whether a text may hold a number with more digits than a double holds."""
     return f"regexp_matches({text}, '[0-9.eE+-]{{17}}')"
+
+
+def _may_have_lost_digits(fields: str) -> str:
+    """SQL for whether a value of an event, once read, may be a double, and so may have had more digits.
+
+    Whole numbers of up to 64 bits are read as they are, and a double is written with a point or an exponent. Looking
+    for these in what was read costs a fraction of searching each record for long numbers.
+    """
+    numbers = [
+        f"coalesce(regexp_full_match({fields}[{position}], "
+        "'-?[0-9]+([.][0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)'), false)"
+        for position in (2, 3, 6, 9, 12)
+    ]
+    documents = [
+        f"coalesce(contains({fields}[{position}], '.') or regexp_matches({fields}[{position}], '[0-9][eE]'), false)"
+        for position in (8, 14)
+    ]
+    return " or ".join([*documents, *numbers])
 
 
 def _exact_numbers(text: str) -> str:
@@ -363,33 +404,38 @@ def _exact_numbers(text: str) -> str:
 # CloudEvents 1.0: id and source make an event unique; type, subject, time and data carry the rest. The specification
 # has no schema version; an extension attribute schemaversion may give one.
 #
-# Each record is searched for long numbers once. Only where there is one are they put in quotes: in the record and,
-# since properties may be JSON inside a string, in the properties.
+# Records with numbers that a double cannot hold are read a second time, with these numbers in quotes: in the record,
+# and in the properties, which may be JSON inside a string.
+_PATHS = """[
+    '$.specversion', '$.id', '$.source', '$.type', '$.schemaversion', '$.subject', '$.time', '$.data',
+    '$.idempotency_key', '$.event_type', '$.schema_version', '$.customer_id', '$.occurred_at', '$.properties',
+    '$.corrects', '$.correction'
+]"""
 _RECORD_TO_EVENT = rf"""
     select
         line_number,
-        is_object,
         line,
+        is_object,
         has_long_number,
         case
-            when is_object
-                then json_extract_string(
-                    case when has_long_number then {_exact_numbers("line")} else line end,
-                    [
-                        '$.specversion', '$.id', '$.source', '$.type', '$.schemaversion', '$.subject', '$.time',
-                        '$.data',
-                        '$.idempotency_key', '$.event_type', '$.schema_version', '$.customer_id', '$.occurred_at',
-                        '$.properties', '$.corrects', '$.correction'
-                    ]
-                )
+            when has_long_number then json_extract_string({_exact_numbers("line")}, {_PATHS})
+            else fields
         end as f
     from (
         select
-            line_number,
-            line,
-            {_begins_with_brace("line")} and json_valid(line) as is_object,
-            {_has_long_number("line")} as has_long_number
-        from records
+            *,
+            case
+                when {_may_have_lost_digits("fields")} then {_has_long_number("line")}
+                else false
+            end as has_long_number
+        from (
+            select
+                line_number,
+                line,
+                {_begins_with_brace("line")} and json_valid(line) as is_object,
+                case when is_object then json_extract_string(line, {_PATHS}) end as fields
+            from records
+        )
     )
 """
 

@@ -222,10 +222,10 @@ events_with_values as (
         events.window_start_at,
         events.window_end_at,
         {%- for slot in key_slots() %}
-        {{ json_text('events.properties', 'layouts.key_property_' ~ slot) }} as key_value_{{ slot }},
+        {{ json_text('events.properties', 'layouts.key_path_' ~ slot) }} as key_value_{{ slot }},
         {%- endfor %}
         {%- for slot in value_slots() %}
-        cast({{ json_text('events.properties', 'layouts.value_property_' ~ slot) }} as {{ quantity_type() }}) as value_{{ slot }},
+        cast({{ json_text('events.properties', 'layouts.value_path_' ~ slot) }} as {{ quantity_type() }}) as value_{{ slot }},
         {%- endfor %}
         layouts.layout_id
     from events_in_windows as events
@@ -291,7 +291,7 @@ event_groups_with_properties as (
 {% set measured_value %}
         case
             when definitions.aggregation <> 'unique_count'
-                then cast({{ json_text('usage.properties', 'definitions.property_name') }} as {{ quantity_type() }})
+                then cast({{ json_text('usage.properties', json_path('definitions.property_name')) }} as {{ quantity_type() }})
         end
 {%- endset %}
 {# From groups of events, or from single events where more must be told apart. #}
@@ -334,7 +334,7 @@ usage_by_properties as (
         case
             when definitions.keeps_each_event then usage.idempotency_key
             when definitions.aggregation in ('unique_count', 'percentile')
-                then {{ json_text('usage.properties', 'definitions.property_name') }}
+                then {{ json_text('usage.properties', json_path('definitions.property_name')) }}
             when definitions.aggregation = 'latest' then {{ timestamp_text('usage.occurred_at') }}
             else ''
         end as distinct_value,
@@ -403,7 +403,7 @@ filtered_values as (
         property_sets_to_filter.*,
         filter_groups.property_name,
         filter_groups.operator,
-        {{ json_text('property_sets_to_filter.properties', 'filter_groups.property_name') }} as value_text
+        {{ json_text('property_sets_to_filter.properties', json_path('filter_groups.property_name')) }} as value_text
     from property_sets_to_filter
     inner join filter_groups
         on property_sets_to_filter.filtered_metric_code = filter_groups.metric_code

@@ -45,7 +45,7 @@ dimension_values as (
 
     select
         {%- for position in [1, 2, 3] %}
-        {{ json_text('dimensions_in_use.dimensions', 'definitions.dimension_' ~ position ~ '_property') }}
+        {{ json_text('dimensions_in_use.dimensions', json_path('definitions.dimension_' ~ position ~ '_property')) }}
             as dimension_{{ position }}_value,
         {%- endfor %}
         dimensions_in_use.metric_code,
