@@ -11,7 +11,7 @@
         {% set staged = load_relation(deliveries) %}
         {% if staged %}
             {% set ahead = run_query(
-                "select max(received_at) as newest from " ~ staged ~ " having max(received_at) > " ~ as_of()
+                "select newest from (select max(received_at) as newest from " ~ staged ~ ") as staged where newest > " ~ as_of()
             ) %}
             {% if ahead.rows | length > 0 %}
                 {{ exceptions.raise_compiler_error(

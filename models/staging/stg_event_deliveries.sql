@@ -19,6 +19,12 @@ event_contracts as (
 
 ),
 
+known_event_types as (
+
+    select distinct event_type from event_contracts
+
+),
+
 event_properties as (
 
     select * from {{ ref('event_properties') }}
@@ -154,12 +160,14 @@ outdated_judgements as (
         on
             judgements.event_type = event_contracts.event_type
             and judgements.schema_version = event_contracts.schema_version
+    left join known_event_types
+        on judgements.event_type = known_event_types.event_type
     left join customers
         on judgements.customer_id = customers.customer_id
     where
         judgements.contract_hash <> coalesce(
             event_contracts.contract_hash,
-            {{ hash_without_contract('judgements.event_type') }}
+            {{ hash_without_contract('known_event_types.event_type') }}
         )
         or judgements.future_tolerance_minutes <> event_policy.future_tolerance_minutes
         or judgements.is_known_customer <> (customers.customer_id is not null)
@@ -354,7 +362,7 @@ unclear_deliveries_with_rules as (
         event_policy.future_tolerance_minutes,
         coalesce(
             event_contracts.contract_hash,
-            {{ hash_without_contract('unclear_deliveries_typed.event_type') }}
+            {{ hash_without_contract('known_event_types.event_type') }}
         ) as contract_hash,
         event_contracts.status as contract_status,
         customers.customer_id is not null as is_known_customer,
@@ -373,6 +381,8 @@ unclear_deliveries_with_rules as (
         on
             unclear_deliveries_typed.event_type = event_contracts.event_type
             and unclear_deliveries_typed.schema_version = event_contracts.schema_version
+    left join known_event_types
+        on unclear_deliveries_typed.event_type = known_event_types.event_type
     left join customers
         on unclear_deliveries_typed.customer_id = customers.customer_id
 

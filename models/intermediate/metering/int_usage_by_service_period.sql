@@ -32,6 +32,16 @@ carried_levels as (
 
 ),
 
+groups_with_carried_levels as (
+
+    select distinct
+        service_period_id,
+        metric_code,
+        dimensions
+    from carried_levels
+
+),
+
 usage_by_service_period as (
 
     select
@@ -62,16 +72,12 @@ usage_by_service_period as (
             and usage.cut_at = service_periods.service_period_end_at
     inner join definitions
         on usage.metric_code = definitions.metric_code
-    where
-        usage.event_count > 0
-        or exists (
-            select 1
-            from carried_levels
-            where
-                usage.service_period_id = carried_levels.service_period_id
-                and usage.metric_code = carried_levels.metric_code
-                and usage.dimensions = carried_levels.dimensions
-        )
+    left join groups_with_carried_levels
+        on
+            usage.service_period_id = groups_with_carried_levels.service_period_id
+            and usage.metric_code = groups_with_carried_levels.metric_code
+            and usage.dimensions = groups_with_carried_levels.dimensions
+    where usage.event_count > 0 or groups_with_carried_levels.service_period_id is not null
 
 )
 

@@ -366,6 +366,23 @@ usage_by_properties as (
 
 ),
 
+filtered_metrics as (
+
+    select distinct metric_code from filters
+
+),
+
+definitions_with_filters as (
+
+    select
+        definitions.*,
+        filtered_metrics.metric_code is not null as is_filtered
+    from definitions
+    left join filtered_metrics
+        on definitions.metric_code = filtered_metrics.metric_code
+
+),
+
 {# The residual metric counts what no other metric of its event type does, so it looks at the filters of all of them. #}
 property_sets_to_filter as (
 
@@ -374,15 +391,12 @@ property_sets_to_filter as (
         usage.properties,
         definitions.metric_code as filtered_metric_code
     from usage_by_properties as usage
-    inner join definitions
+    inner join definitions_with_filters as definitions
         on
             usage.event_type = definitions.event_type
             and (
                 (usage.is_residual and not definitions.is_residual)
-                or (
-                    usage.metric_code = definitions.metric_code
-                    and definitions.metric_code in (select filters.metric_code from filters)
-                )
+                or (usage.metric_code = definitions.metric_code and definitions.is_filtered)
             )
 
 ),
