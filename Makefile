@@ -88,9 +88,14 @@ bench: $(BENCH_INSTALLED) ## Measure beside bare SQL, ClickHouse and PostgreSQL;
 dev: $(INSTALLED) ## Open the Dagster UI on loopback
 	DAGSTER_HOME=$(CURDIR)/orchestration/home $(BIN)/dagster dev -m orchestration.definitions -h 127.0.0.1
 
+# pip takes a pin with extras for the package with these extras only: each is repeated without them.
+PIN_WITHOUT_EXTRAS = awk '{ print } /^[^ ]+\[/ { pin = $$0; sub(/\[[^]]*\]/, "", pin); next } \
+	pin { pin = pin "\n" $$0; if ($$0 !~ /\\$$/) { print pin; pin = "" } }'
+
 lock: $(INSTALLED) ## Resolve pyproject.toml anew into requirements.lock (needs uv)
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-emit-find-links --no-annotate --no-header --no-strip-extras --quiet -o requirements.lock
+	set -o pipefail; uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --no-annotate --no-header --no-strip-extras --quiet | $(PIN_WITHOUT_EXTRAS) > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
 	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])' \
 		| uv pip compile - --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--no-annotate --no-header --no-strip-extras --quiet -c requirements.lock -o benchmarks/requirements.lock

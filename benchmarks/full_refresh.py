@@ -50,8 +50,9 @@ class Outcome:
 
 def run_ours(files: Sequence[Path], events: int, settings: Settings) -> Outcome:
     """metering load, then dbt build --full-refresh without tests."""
-    load_before = load_average()
     product = _product(settings)
+    product.parse()
+    load_before = load_average()
     load = product.load(files)
     build = product.build(full_refresh=True)
     record = Record(
@@ -70,8 +71,9 @@ def run_ours(files: Sequence[Path], events: int, settings: Settings) -> Outcome:
 
 def run_data_tests(files: Sequence[Path], events: int, settings: Settings) -> Record:
     """metering load, then the whole build with all data tests, as metering build makes it."""
-    load_before = load_average()
     product = _product(settings)
+    product.parse()
+    load_before = load_average()
     load = product.load(files)
     build = product.build(full_refresh=True, data_tests=True)
     return Record(
