@@ -215,11 +215,12 @@ deliveries_to_judge as (
 
 {% else %}
 
+{# A full refresh of a table that is there restates all of it: what later models took from it may have to go. #}
 deliveries_to_judge {{ as_inlined() }} (
 
     select
         *,
-        false as is_restated
+        {{ 'true' if load_relation(this) else 'false' }} as is_restated
     from raw_deliveries
 
 ),

@@ -39,9 +39,7 @@ def build_marts(folder: Path) -> Marts:
     marts = {}
     with connect(settings) as connection:
         for name, table in TABLES.items():
-            result = connection.execute(f"select cast(columns(*) as varchar) from {table}")
-            columns = [column[0] for column in result.description or ()]
-            marts[name] = [dict(zip(columns, row, strict=True)) for row in result.fetchall()]
+            marts[name] = connection.execute(f"select cast(columns(*) as varchar) from {table}").records()
     return marts
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from orchestration.lib.demo_events import write_demo_data
 from orchestration.lib.landing import land_independent_totals
-from orchestration.lib.project import BuildError
+from orchestration.lib.project import BuildError, run_dbt
 from orchestration.lib.warehouse import connect
 from tests.integration.conftest import Warehouse
 
@@ -390,6 +390,28 @@ def test_a_metric_or_event_type_that_comes_and_goes(
     ]
     warehouse_of_copy.build_models(full_refresh=True)
     assert warehouse_of_copy.marts() == incremental
+
+
+def test_a_full_refresh_of_staging_alone_reaches_the_metering(
+    warehouse_of_copy: Warehouse, project_copy: Path, make_event: MakeEvent
+) -> None:
+    """An hour whose only event is rejected by then has nothing new, and yet something to lose."""
+    warehouse_of_copy.land_events([
+        make_event("k1", p_context_tokens=100),
+        make_event("k2", p_context_tokens=7, occurred_at="2026-09-11T12:00:00Z"),
+    ])  # fmt: skip
+    warehouse_of_copy.build_models()
+    assert tokens(warehouse_of_copy) == 107
+    properties = project_copy / "seeds/catalog/event_properties.csv"
+    properties.write_text(
+        properties.read_text().replace("context_tokens,integer,true,0,", "context_tokens,integer,true,50,")
+    )
+    run_dbt(
+        warehouse_of_copy.settings, "build", "--full-refresh", "--resource-type", "seed", "model",
+        "--select", "+stg_event_deliveries", quiet=True,
+    )  # fmt: skip
+    warehouse_of_copy.build_models()
+    assert tokens(warehouse_of_copy) == 100
 
 
 def test_lost_rows_fail_the_build(
