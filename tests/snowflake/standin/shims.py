@@ -127,7 +127,8 @@ def semantics_of_functions(expression: exp.Expression) -> exp.Expression:
             # A variant cast to text is its value: text without its quotes, and SQL null for a JSON null.
             return exp.Anonymous(this="json_extract_string", expressions=expression.this.expressions)
         if not isinstance(expression.this, (exp.Literal, exp.Null)) and not isinstance(expression, exp.TryCast):
-            # By default Snowflake writes three decimals of a second, DuckDB all of them that are not zero.
+            # By default Snowflake writes three decimals of a second, DuckDB all of them that are not zero; and of a variant
+            # that is text, Snowflake writes the text, DuckDB its JSON.
             return exp.Anonymous(this="_standin_text", expressions=[expression.this.copy()])
     if isinstance(expression, exp.GetExtract):
         # DuckDB reads a name that begins with $ or / as a path.
@@ -171,6 +172,7 @@ _MACROS = """
     create or replace macro {catalog}._standin_text(x) as (
         case
             when typeof(x) = 'TIMESTAMP' then strftime(try_cast(cast(x as varchar) as timestamp), '%Y-%m-%d %H:%M:%S.%g')
+            when typeof(x) = 'JSON' then json_extract_string(to_json(x), '$')
             else cast(x as varchar)
         end
     );
