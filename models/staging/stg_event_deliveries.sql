@@ -1,7 +1,7 @@
 {{ config(
     materialized='incremental',
     incremental_strategy='delete+insert',
-    unique_key='delivery_id'
+    unique_key=['batch_id', 'line_number']
 ) }}
 
 with
