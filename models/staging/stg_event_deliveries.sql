@@ -111,13 +111,19 @@ incomplete_batches as (
 
 ),
 
+few_incomplete_batches as (
+
+    {{ few_rows('incomplete_batches', ['batch_id']) }}
+
+),
+
 staged_in_incomplete_batches as (
 
     select
         staged.batch_id,
         staged.line_number
     from staged
-    inner join incomplete_batches
+    inner join few_incomplete_batches as incomplete_batches
         on staged.batch_id = incomplete_batches.batch_id
 
 ),
@@ -126,7 +132,7 @@ unstaged_deliveries as (
 
     select raw_deliveries.*
     from raw_deliveries
-    inner join incomplete_batches
+    inner join few_incomplete_batches as incomplete_batches
         on raw_deliveries.batch_id = incomplete_batches.batch_id
     left join staged_in_incomplete_batches
         on
@@ -174,6 +180,14 @@ outdated_judgements as (
 
 ),
 
+few_outdated_judgements as (
+
+    {{ few_rows('outdated_judgements', [
+        'event_type', 'schema_version', 'customer_id', 'contract_hash', 'future_tolerance_minutes', 'is_known_customer'
+    ]) }}
+
+),
+
 outdated_deliveries as (
 
     select
@@ -182,7 +196,7 @@ outdated_deliveries as (
         staged.line_number,
         staged.idempotency_key
     from staged
-    inner join outdated_judgements
+    inner join few_outdated_judgements as outdated_judgements
         on
             staged.contract_hash = outdated_judgements.contract_hash
             and staged.future_tolerance_minutes = outdated_judgements.future_tolerance_minutes
