@@ -309,7 +309,8 @@ MALFORMED: list[tuple[str | dict[str, Any], str, str]] = [
     ({"occurred_at": "2026-02-30T00:00:00Z"}, "unparseable_timestamp", "occurred_at: '2026-02-30T00:00:00Z'"),
     ({"occurred_at": "2999-01-01T00:00:00Z"}, "timestamp_in_future", "occurred_at: '2999-01-01T00:00:00Z' is more than 5 minutes"),
     ({"customer_id": "nobody"}, "unknown_customer", "customer_id: 'nobody' is not a known customer"),
-    ({"correction": "void", "corrects": "k"}, "unsupported_correction", "asks to void or replace an event"),
+    ({"correction": "delete", "corrects": "k"}, "unknown_correction", "correction: 'delete' is neither void nor replace"),
+    ({"correction": "void"}, "missing_required_field", "corrects: is missing or blank beside correction"),
 ]  # fmt: skip
 
 
