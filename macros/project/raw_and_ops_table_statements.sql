@@ -148,5 +148,7 @@
     "create table if not exists ledger.close_lock (
         holder varchar not null
     )",
+    "insert into ledger.close_lock
+    select 'nobody' from (select count(*) as holders from ledger.close_lock) as held where holders = 0",
     ]) }}
 {% endmacro %}
