@@ -3,6 +3,7 @@
     {{ return([
     "create schema if not exists raw",
     "create schema if not exists ops",
+    "create schema if not exists ledger",
     "create table if not exists raw.usage_events (
         batch_id varchar not null,
         line_number bigint not null,
@@ -47,7 +48,8 @@
         is_whole boolean not null,
         logged_at datetime not null,
         as_of datetime not null,
-        failed_nodes bigint
+        failed_nodes bigint,
+        price_book_hash varchar
     )",
     "create table if not exists ops.stripe_sync_log (
         attempt_id varchar not null,
@@ -66,6 +68,12 @@
         billing_period varchar,
         error_code varchar,
         error_body varchar
+    )",
+    "create table if not exists ledger.price_books (
+        price_book_hash varchar not null,
+        seed varchar not null,
+        content varchar not null,
+        recorded_at datetime not null
     )",
     ]) }}
 {% endmacro %}

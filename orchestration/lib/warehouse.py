@@ -25,6 +25,7 @@ LANDING_TABLES = (
     ("raw", "independent_totals"),
     ("ops", "build_log"),
     ("ops", "stripe_sync_log"),
+    ("ledger", "price_books"),
 )
 
 
@@ -214,7 +215,7 @@ def _tables(warehouse: Warehouse) -> set[tuple[str, str]]:
     """Schema and name of the landing tables, logs and marts that this session sees, in lower case."""
     rows = warehouse.execute(
         "select lower(table_schema), lower(table_name) from information_schema.tables "
-        "where lower(table_schema) in ('raw', 'ops', 'marts')"
+        "where lower(table_schema) in ('raw', 'ops', 'ledger', 'marts')"
     ).rows
     return {(schema, name) for schema, name in rows}
 
