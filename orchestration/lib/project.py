@@ -138,9 +138,12 @@ def _snowflake_credentials(target: str) -> SnowflakeCredentials:
 @contextlib.contextmanager
 def dbt_environment(settings: Settings) -> Iterator[None]:
     """Point dbt at this project and database; relative paths in profiles are relative to the project."""
+    from orchestration.lib.price_book import price_book_hash
+
     wanted = {
         "METERING_DUCKDB_PATH": str(settings.database),
         "METERING_TARGET": settings.target,
+        "METERING_PRICE_BOOK_HASH": price_book_hash(settings.project),
         "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
         "DO_NOT_TRACK": "1",
     }
@@ -238,7 +241,7 @@ def ensure_manifest(settings: Settings) -> Path:
 
 
 def build(settings: Settings, *, as_of: str | None = None, full_refresh: bool = False, quiet: bool = False) -> float:
-    """Build seeds, models and tests.
+    """Build seeds, models and tests, and keep the text of the seeds as a price book.
 
     Args:
         settings: database and target to build.
@@ -252,6 +255,11 @@ def build(settings: Settings, *, as_of: str | None = None, full_refresh: bool = 
     Raises:
         BuildError: a seed, model or test failed.
     """
+    from orchestration.lib.price_book import record_price_book
+    from orchestration.lib.warehouse import connect
+
+    with connect(settings) as warehouse:
+        record_price_book(warehouse, settings.project)
     # Unit tests prove the models, not the data: they run in make test.
     arguments = ["build", "--exclude-resource-type", "unit_test"]
     if full_refresh:

@@ -30,6 +30,7 @@ LANDING_TABLES = (
     ("ledger", "closed_terms"),
     ("ledger", "billing_ledger"),
     ("ledger", "close_lock"),
+    ("ledger", "price_books"),
 )
 
 
