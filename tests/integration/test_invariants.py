@@ -318,7 +318,7 @@ def test_each_malformed_event_is_rejected_with_its_reason(
     warehouse_of_copy: Warehouse, project_copy: Path, make_event: MakeEvent
 ) -> None:
     with (project_copy / "seeds/catalog/event_types.csv").open("a") as stream:
-        stream.write("llm_request,2,retired,An earlier schema\n")
+        stream.write("llm_request,2,retired,,An earlier schema\n")
     lines = [
         case if isinstance(case, str) else json.dumps(make_event(f"bad-{number}", **case))
         for number, (case, _, _) in enumerate(MALFORMED)
@@ -376,7 +376,7 @@ def test_a_metric_or_event_type_that_comes_and_goes(
         ]
     )
     for number, (types, metrics) in enumerate(
-        [("", ""), ("telegram,1,active,Telegram\n", ""), ("telegram,1,active,Telegram\n", metric)] * 2
+        [("", ""), ("telegram,1,active,,Telegram\n", ""), ("telegram,1,active,,Telegram\n", metric)] * 2
     ):
         write(types, metrics)
         warehouse_of_copy.land_events([make_event(f"n{number}", event_type="telegram", properties={})])

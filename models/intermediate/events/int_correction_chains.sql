@@ -80,6 +80,7 @@ correction_chains as (
 
         ---------- numerics
         corrections.line_number,
+        corrections.schema_version,
         links.chain_depth,
 
         ---------- timestamps

@@ -6,16 +6,25 @@ chains as (
 
 ),
 
+late_events as (
+
+    select * from {{ ref('int_late_events') }}
+
+),
+
 corrections_judged as (
 
     select
-        *,
+        chains.*,
         case
-            when corrected_key is null then 'waiting_for_event'
-            when customer_id <> corrected_customer_id then 'customer_differs'
-            when event_type <> corrected_event_type then 'event_type_differs'
+            when chains.corrected_key is null then 'waiting_for_event'
+            when chains.customer_id <> chains.corrected_customer_id then 'customer_differs'
+            when chains.event_type <> chains.corrected_event_type then 'event_type_differs'
+            when late_events.status in ('waiting', 'rejected') then 'late_' || late_events.status
         end as obstacle
     from chains
+    left join late_events
+        on chains.idempotency_key = late_events.idempotency_key
 
 ),
 

@@ -1,4 +1,4 @@
-{# What is left of the metering, so that nothing is left out without a reason. #}
+{# What is left out of the metering, so that nothing is left out without a reason. #}
 with
 
 event_corrections as (
@@ -14,7 +14,14 @@ applied_corrections as (
 
 ),
 
-{# A replacement that applies counts; a void never does. #}
+late_events_held as (
+
+    select * from {{ ref('int_late_events') }}
+    where status in ('waiting', 'rejected')
+
+),
+
+{# A replacement that applies counts; a void never does. Of an event that is held and corrected in time, the correction counts. #}
 events_not_metered as (
 
     select
@@ -35,6 +42,21 @@ events_not_metered as (
         case when correction = 'void' then 'voided' else 'replaced' end as reason_code,
         corrected_occurred_at as occurred_at
     from applied_corrections
+
+    union all
+
+    select
+        late_events_held.idempotency_key,
+        late_events_held.customer_id,
+        late_events_held.event_type,
+        'late_' || late_events_held.status as reason_code,
+        late_events_held.occurred_at
+    from late_events_held
+    left join event_corrections
+        on late_events_held.idempotency_key = event_corrections.idempotency_key
+    left join applied_corrections
+        on late_events_held.idempotency_key = applied_corrections.corrected_key
+    where event_corrections.idempotency_key is null and applied_corrections.corrected_key is null
 
 ),
 
