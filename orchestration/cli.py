@@ -95,7 +95,9 @@ def check() -> None:
 @click.option("--all-due", is_flag=True, help="Close every period that is over with its grace, the earliest first.")
 @click.option("--customer", "customers", multiple=True, metavar="ID", help="Only this customer; may be repeated.")
 @click.option(
-    "--adjustments", is_flag=True, help="Bill what has changed of closed periods now, on invoices of the closed --period."
+    "--adjustments",
+    is_flag=True,
+    help="Bill what has changed of closed periods now, on invoices of the closed --period.",
 )
 @click.option(
     "--force", "forced_reason", metavar="REASON", help="In spite of a red guard or events within grace; recorded."
