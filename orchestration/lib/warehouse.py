@@ -241,10 +241,13 @@ def raw_and_ops_table_statements(project: Path) -> list[str]:
 
 
 def _tables(warehouse: Warehouse) -> set[tuple[str, str]]:
-    """Schema and name of the landing tables, logs and marts that this session sees, in lower case."""
+    """Schema and name of the landing tables, logs, ledger and marts that this session sees, in lower case."""
     rows = warehouse.execute(
-        "select lower(table_schema), lower(table_name) from information_schema.tables "
-        "where lower(table_schema) in ('raw', 'ops', 'ledger', 'marts')"
+        " union ".join(
+            f"select lower(table_schema), lower(table_name) from information_schema.{kind} "
+            "where lower(table_schema) in ('raw', 'ops', 'ledger', 'marts')"
+            for kind in ("tables", "views")
+        )
     ).rows
     return {(schema, name) for schema, name in rows}
 
