@@ -15,7 +15,7 @@ from orchestration.lib.demo import run_demo
 from orchestration.lib.explain import explain_line
 from orchestration.lib.guards import run_guards
 from orchestration.lib.invoices import describe_invoice, list_invoices
-from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals
+from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals, land_shadow_billing
 from orchestration.lib.project import MeteringError, build, read_settings
 from orchestration.lib.sync import guarded_sync
 from orchestration.lib.warehouse import Warehouse, connect, require_successful_build
@@ -48,16 +48,19 @@ def cli() -> None:
 @cli.command()
 @click.argument("files", nargs=-1, required=True)
 @click.option("--totals", is_flag=True, help="The files are CSV files of independent totals, not usage events.")
-def load(files: tuple[str, ...], totals: bool) -> None:
+@click.option("--shadow", is_flag=True, help="The files are CSV files of what another system billed, not usage events.")
+def load(files: tuple[str, ...], totals: bool, shadow: bool) -> None:
     """Land FILES (or quoted globs) of usage events: .jsonl, .ndjson, .json, .csv, also .gz, and .parquet.
 
     Each file is a batch. Loading a file twice is safe: copies of an event count once.
     """
+    if totals and shadow:
+        raise click.UsageError("--totals and --shadow exclude each other: load the two kinds of file one after the other.")
     paths = expand_patterns(files)
     with connect(read_settings()) as warehouse:
-        if totals:
+        if totals or shadow:
             for path in paths:
-                land_independent_totals(warehouse, path, progress=click.echo)
+                (land_shadow_billing if shadow else land_independent_totals)(warehouse, path, progress=click.echo)
         else:
             batches = land_files(warehouse, paths, progress=click.echo)
             deliveries = sum(batch.deliveries for batch in batches)
