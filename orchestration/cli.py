@@ -1,4 +1,4 @@
-"""The command line: metering load, build, check, sync, invoices, explain, demo.
+"""The command line: metering load, build, check, sync, invoices, explain, shadow, demo.
 
 Exit codes: 0 all well; 1 something failed or a guard is red, with the reason on standard error; 2 wrong usage.
 """
@@ -17,6 +17,7 @@ from orchestration.lib.guards import run_guards
 from orchestration.lib.invoices import describe_invoice, list_invoices
 from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals, land_shadow_billing
 from orchestration.lib.project import MeteringError, build, read_settings
+from orchestration.lib.shadow import describe_comparison, list_comparisons
 from orchestration.lib.sync import guarded_sync
 from orchestration.lib.warehouse import Warehouse, connect, require_successful_build
 
@@ -55,7 +56,9 @@ def load(files: tuple[str, ...], totals: bool, shadow: bool) -> None:
     Each file is a batch. Loading a file twice is safe: copies of an event count once.
     """
     if totals and shadow:
-        raise click.UsageError("--totals and --shadow exclude each other: load the two kinds of file one after the other.")
+        raise click.UsageError(
+            "--totals and --shadow exclude each other: load the two kinds of file one after the other."
+        )
     paths = expand_patterns(files)
     with connect(read_settings()) as warehouse:
         if totals or shadow:
@@ -149,6 +152,23 @@ def explain(line_id: str, events: bool) -> None:
             click.echo("\nevents:")
             for key, occurred_at, properties in warehouse.execute(explanation.events_sql).fetchall():
                 click.echo(f"{occurred_at.isoformat(sep=' ')}  {key}  {properties}")
+
+
+@cli.command()
+@click.option("--system", metavar="NAME", help="Only this other system.")
+@click.option("--period", metavar="YYYY-MM", help="Only this billing period.")
+def shadow(system: str | None, period: str | None) -> None:
+    """Print what other systems billed beside our amounts, flagged differences first, each with what explains it.
+
+    What they billed is landed with metering load --shadow, and compared by metering build.
+    """
+    with connect(read_settings()) as warehouse:
+        _warn_of_unfinished_build(warehouse)
+        comparisons = list_comparisons(warehouse, system=system, billing_period=period)
+    for comparison in comparisons:
+        click.echo(describe_comparison(comparison))
+    flagged = sum(comparison.is_flagged for comparison in comparisons)
+    click.echo(f"{len(comparisons):,} amounts compared, {flagged:,} differences flagged")
 
 
 @cli.command()

@@ -678,8 +678,8 @@ def land_shadow_billing(warehouse: Warehouse, path: Path, *, progress: Progress)
     """Land a CSV file of what another system billed (columns SHADOW_FIELDS), whole or not at all.
 
     ``charge_code`` is empty for a whole invoice. ``quantity``, in the metric's unit and before anything included, and
-    ``event_count`` may be empty. A row that landed before is replaced by none: of several for the same system, customer,
-    billing period, charge and currency the one received last applies, so loading a file again changes nothing.
+    ``event_count`` may be empty. Rows that landed before stay: of several for the same system, customer, billing
+    period, charge and currency the one received last applies, so loading a file again changes nothing.
 
     Returns:
         Rows landed.
@@ -781,7 +781,9 @@ def _totals_row(path: Path, number: int, row: dict[str, str]) -> list[object]:
 
 def _shadow_row(path: Path, number: int, row: dict[str, str]) -> list[object]:
     def fail(column: str, why: str) -> MeteringError:
-        return MeteringError(f"{path}, line {number}: {column} = {row[column]!r} {why}. Nothing of the file was landed.")
+        return MeteringError(
+            f"{path}, line {number}: {column} = {row[column]!r} {why}. Nothing of the file was landed."
+        )
 
     values = {field: row[field].strip() for field in SHADOW_FIELDS}
     for column in ("system", "customer_id", "billing_period", "currency_code", "amount"):

@@ -74,6 +74,12 @@ systems_in_periods as (
 
 ),
 
+covered_periods as (
+
+    select distinct billing_period from systems_in_periods
+
+),
+
 levels_of_customers as (
 
     select distinct
@@ -111,7 +117,8 @@ lines_in_covered_periods as (
         on rated_lines.metric_code = definitions.metric_code
     left join tiers_by_line
         on rated_lines.line_id = tiers_by_line.line_id
-    where rated_lines.billing_period in (select billing_period from systems_in_periods)
+    inner join covered_periods
+        on rated_lines.billing_period = covered_periods.billing_period
 
 ),
 
@@ -211,6 +218,16 @@ our_amounts as (
 
 ),
 
+customers_in_periods as (
+
+    select distinct
+        system,
+        billing_period,
+        customer_id
+    from levels_of_customers
+
+),
+
 our_amounts_in_scope as (
 
     select
@@ -225,7 +242,7 @@ our_amounts_in_scope as (
             and our_amounts.billing_period = levels.billing_period
             and our_amounts.customer_id = levels.customer_id
             and our_amounts.is_by_charge = levels.is_by_charge
-    left join (select distinct system, billing_period, customer_id from levels_of_customers) as present
+    left join customers_in_periods as present
         on
             systems.system = present.system
             and our_amounts.billing_period = present.billing_period
@@ -239,7 +256,7 @@ our_amounts_in_scope as (
 both_sides as (
 
     select
-        coalesce(ours.system, theirs.system) as system,
+        coalesce(ours.system, theirs.system) as system,  -- noqa: RF04
         coalesce(ours.customer_id, theirs.customer_id) as customer_id,
         coalesce(ours.billing_period, theirs.billing_period) as billing_period,
         coalesce(ours.charge_code, theirs.charge_code) as charge_code,
@@ -360,8 +377,7 @@ other_currencies_there as (
         customer_id,
         billing_period,
         charge_code,
-        min(currency_code) as first_currency_code,
-        max(currency_code) as last_currency_code
+        min(currency_code) as currency_code
     from shadow_billing
     group by
         system,
@@ -421,13 +437,8 @@ comparisons as (
             when comparisons.has_theirs then null
             when known_customers.code is null
                 then 'customer ' || comparisons.customer_id || ' is not known to ' || comparisons.system
-            when currencies_there.first_currency_code is not null
-                then comparisons.system || ' bills it in '
-                    || case
-                        when currencies_there.first_currency_code <> comparisons.currency_code
-                            then currencies_there.first_currency_code
-                        else currencies_there.last_currency_code
-                    end
+            when currencies_there.currency_code is not null
+                then comparisons.system || ' bills it in ' || currencies_there.currency_code
             when known_charges.code is null
                 then 'charge ' || comparisons.charge_code || ' is not known to ' || comparisons.system
             when known_currencies.code is null

@@ -113,6 +113,8 @@ windows_with_other_quantity as (
         disputes.theirs_event_count,
         windows.service_period_id,
         windows.time_zone,
+        windows.full_period_start_at,
+        windows.full_period_end_at,
         windows.window_start_at,
         windows.window_end_at
     from disputes
@@ -133,10 +135,10 @@ duplicates_in_windows as (
         windows.metric_code,
         deliveries.delivery_id,
         deliveries.properties,
+        {%- set value_text = json_text('deliveries.properties', json_path('windows.property_name')) %}
         case windows.aggregation
             when 'count' then 1
-            when 'sum'
-                then {{ dbt.safe_cast(json_text('deliveries.properties', json_path('windows.property_name')), quantity_total_type()) }}
+            when 'sum' then {{ dbt.safe_cast(value_text, quantity_total_type()) }}
         end as quantity
     from windows_with_other_quantity as windows
     inner join deliveries
@@ -205,20 +207,43 @@ duplicates_by_comparison as (
 
 ),
 
+{# What is not billed may lie outside of the subscription, so all of the month, quarter or year counts. #}
+full_periods as (
+
+    select
+        shadow_billing_id,
+        customer_id,
+        charge_code,
+        metric_code,
+        event_type,
+        aggregation,
+        min(full_period_start_at) as from_at,
+        max(full_period_end_at) as to_at
+    from windows_with_other_quantity
+    group by
+        shadow_billing_id,
+        customer_id,
+        charge_code,
+        metric_code,
+        event_type,
+        aggregation
+
+),
+
 {# Missing here: what we received and did not count. Without a time of its own an event is taken by that of its receipt. #}
 rejected_by_comparison as (
 
     select
-        windows.shadow_billing_id,
+        full_periods.shadow_billing_id,
         count(*) as rejected_count
-    from windows_with_other_quantity as windows
+    from full_periods
     inner join rejected_events
         on
-            windows.customer_id = rejected_events.customer_id
-            and windows.event_type = rejected_events.event_type
-            and windows.window_start_at <= coalesce(rejected_events.occurred_at, rejected_events.received_at)
-            and windows.window_end_at > coalesce(rejected_events.occurred_at, rejected_events.received_at)
-    group by windows.shadow_billing_id
+            full_periods.customer_id = rejected_events.customer_id
+            and full_periods.event_type = rejected_events.event_type
+            and full_periods.from_at <= coalesce(rejected_events.occurred_at, rejected_events.received_at)
+            and full_periods.to_at > coalesce(rejected_events.occurred_at, rejected_events.received_at)
+    group by full_periods.shadow_billing_id
 
 ),
 
@@ -226,18 +251,18 @@ rejected_by_comparison as (
 unbilled_by_comparison as (
 
     select
-        windows.shadow_billing_id,
+        full_periods.shadow_billing_id,
         sum(usage_not_priced.event_count) as unbilled_count,
-        sum(case when windows.aggregation in ('count', 'sum') then usage_not_priced.quantity end) as unbilled_quantity
-    from windows_with_other_quantity as windows
+        sum(case when full_periods.aggregation in ('count', 'sum') then usage_not_priced.quantity end) as unbilled_quantity
+    from full_periods
     inner join usage_not_priced
         on
-            windows.customer_id = usage_not_priced.customer_id
-            and windows.metric_code = usage_not_priced.metric_code
-            and windows.charge_code = coalesce(usage_not_priced.charge_code, windows.charge_code)
-            and windows.window_start_at <= usage_not_priced.window_start_at
-            and windows.window_end_at > usage_not_priced.window_start_at
-    group by windows.shadow_billing_id
+            full_periods.customer_id = usage_not_priced.customer_id
+            and full_periods.metric_code = usage_not_priced.metric_code
+            and full_periods.charge_code = coalesce(usage_not_priced.charge_code, full_periods.charge_code)
+            and full_periods.from_at <= usage_not_priced.window_start_at
+            and full_periods.to_at > usage_not_priced.window_start_at
+    group by full_periods.shadow_billing_id
 
 ),
 
@@ -359,11 +384,15 @@ matching_zones as (
     from disputes
     inner join usage_by_zone
         on disputes.shadow_billing_id = usage_by_zone.shadow_billing_id
-    where coalesce(disputes.theirs_quantity = usage_by_zone.quantity, disputes.theirs_event_count = usage_by_zone.event_count, false)
+    where
+        coalesce(
+            disputes.theirs_quantity = usage_by_zone.quantity, disputes.theirs_event_count = usage_by_zone.event_count, false
+        )
 
 ),
 
-{# Tier edge: the same quantity through the same tiers, with up_to read as exclusive, or volume and graduated taken for each other. #}
+{# Tier edge: the same quantity through the same tiers, with up_to read as exclusive, or volume and graduated taken for each
+   other. #}
 lines_with_same_quantity as (
 
     select
@@ -379,7 +408,8 @@ lines_with_same_quantity as (
         tiers.unit_amount,
         tiers.flat_amount,
         case when tiers.above > 0 then tiers.above - 1 else 0 end as exclusive_above,
-        tiers.up_to - 1 as exclusive_up_to
+        least(rated_lines.billable_quantity, coalesce(tiers.up_to, rated_lines.billable_quantity)) as inclusive_up_to,
+        least(rated_lines.billable_quantity, coalesce(tiers.up_to - 1, rated_lines.billable_quantity)) as exclusive_up_to
     from disputes
     inner join rated_lines
         on
@@ -414,17 +444,15 @@ tier_readings as (
         amount,
         cast(
             case
-                when billable_quantity > above then flat_amount
-                    + {{ multiply_amount('least(billable_quantity, coalesce(up_to, billable_quantity)) - above', 'unit_amount') }}
+                when billable_quantity > above
+                    then flat_amount + {{ multiply_amount('(inclusive_up_to - above)', 'unit_amount') }}
                 else 0
             end as {{ amount_type() }}
         ) as graduated,
         cast(
             case
-                when billable_quantity > exclusive_above then flat_amount
-                    + {{ multiply_amount(
-                        'least(billable_quantity, coalesce(exclusive_up_to, billable_quantity)) - exclusive_above', 'unit_amount'
-                    ) }}
+                when billable_quantity > exclusive_above
+                    then flat_amount + {{ multiply_amount('(exclusive_up_to - exclusive_above)', 'unit_amount') }}
                 else 0
             end as {{ amount_type() }}
         ) as graduated_exclusive,
@@ -470,18 +498,30 @@ line_readings as (
 
 ),
 
+other_readings as (
+
+    select
+        shadow_billing_id,
+        minor_units,
+        unrounded_amount,
+        amount,
+        case when charge_model = 'graduated' then graduated else volume end as plain_reading,
+        case when charge_model = 'graduated' then graduated_exclusive else volume_exclusive end as exclusive_reading,
+        case when charge_model = 'graduated' then volume else graduated end as other_model_reading
+    from line_readings
+
+),
+
 {# Where the plain reading does not give our own amount (a price that begins or ends inside the period, a share of the days), the
    others would not give theirs. #}
 readings_by_comparison as (
 
     select
         shadow_billing_id,
-        sum({{ round_to_minor_units("case when charge_model = 'graduated' then graduated_exclusive else volume_exclusive end", 'minor_units') }} - amount)
-            as exclusive_difference,
-        sum({{ round_to_minor_units("case when charge_model = 'graduated' then volume else graduated end", 'minor_units') }} - amount)
-            as other_model_difference
-    from line_readings
-    where unrounded_amount = case when charge_model = 'graduated' then graduated else volume end
+        sum({{ round_to_minor_units('exclusive_reading', 'minor_units') }} - amount) as exclusive_difference,
+        sum({{ round_to_minor_units('other_model_reading', 'minor_units') }} - amount) as other_model_difference
+    from other_readings
+    where unrounded_amount = plain_reading
     group by shadow_billing_id
 
 ),
@@ -497,8 +537,10 @@ evidence as (
         cast(coalesce(unbilled.unbilled_count, 0) as bigint) as unbilled_count,
         cast(unbilled.unbilled_quantity as {{ quantity_total_type() }}) as unbilled_quantity,
         matching_zones.candidate_zone as matching_time_zone,
-        cast(disputes.ours_amount + nullif(readings.exclusive_difference, 0) as {{ quantity_total_type() }}) as exclusive_amount,
-        cast(disputes.ours_amount + nullif(readings.other_model_difference, 0) as {{ quantity_total_type() }}) as other_model_amount
+        cast(disputes.ours_amount + nullif(readings.exclusive_difference, 0) as {{ quantity_total_type() }})
+            as exclusive_amount,
+        cast(disputes.ours_amount + nullif(readings.other_model_difference, 0) as {{ quantity_total_type() }})
+            as other_model_amount
     from disputes
     left join duplicates_by_comparison as duplicates
         on disputes.shadow_billing_id = duplicates.shadow_billing_id

@@ -49,8 +49,12 @@ windows as (
         charges.metric_code,
         charges.charge_model,
         service_periods.time_zone,
-        case when charges.billing_timing = 'in_advance' then service_periods.advance_billing_period else service_periods.billing_period end
-            as billing_period,
+        case
+            when charges.billing_timing = 'in_advance' then service_periods.advance_billing_period
+            else service_periods.billing_period
+        end as billing_period,
+        service_periods.full_period_start_at,
+        service_periods.full_period_end_at,
         charges.window_start_at,
         charges.window_end_at
     from charges_in_service_periods as charges

@@ -36,10 +36,15 @@ comparisons_with_gaps as (
         comparisons.theirs_quantity - comparisons.ours_quantity as quantity_gap,
         comparisons.theirs_event_count - comparisons.ours_event_count as event_gap,
         coalesce(
-            comparisons.theirs_quantity - comparisons.ours_quantity, comparisons.theirs_event_count - comparisons.ours_event_count
+            comparisons.theirs_quantity - comparisons.ours_quantity,
+            comparisons.theirs_event_count - comparisons.ours_event_count
         ) as gap,
+        case
+            when comparisons.theirs_quantity - comparisons.ours_quantity is null then ' events' else ''
+        end as gap_unit,
         coalesce(evidence.rejected_count + evidence.unbilled_count, 0) as not_billed_count,
-        cast({{ from_minor_units(1, 'coalesce(comparisons.minor_units, 2)') }} * comparisons.roundings as {{ quantity_total_type() }})
+        {%- set tolerance = from_minor_units('comparisons.roundings', 'coalesce(comparisons.minor_units, 2)') %}
+        cast({{ tolerance }} as {{ quantity_total_type() }})
             as rounding_tolerance
     from comparisons
     left join evidence
@@ -69,9 +74,8 @@ equal as (
         'equal' as classification,
         cast(null as varchar) as missing_side,
         case
-            when gap <> 0
-                then 'the same amount, although they count ' || {{ plain_number('abs(gap)') }}
-                    || case when gap > 0 then ' more' else ' less' end
+            when gap > 0 then 'the same amount, although they count ' || {{ plain_number('gap') }} || ' more'
+            when gap < 0 then 'the same amount, although they count ' || {{ plain_number('-gap') }} || ' less'
             else 'the same amount'
         end as explanation
     from comparisons_with_gaps
@@ -79,7 +83,7 @@ equal as (
 
 ),
 
-{# At most one minor unit for each line, tier or fee of an event that they may have rounded, at a quantity that is not another. #}
+{# At most one minor unit for each line, tier or fee of an event that they may have rounded; the quantity is no other. #}
 rounding as (
 
     select
@@ -106,8 +110,8 @@ duplicates as (
         4 as precedence,
         'duplicates' as classification,
         cast(null as varchar) as missing_side,
-        'they count ' || {{ plain_number('gap') }} || case when quantity_gap is null then ' events' else '' end || ' more: exactly the '
-        || cast(duplicate_count as varchar) || ' duplicate deliveries of the period' as explanation
+        'they count ' || {{ plain_number('gap') }} || gap_unit
+        || ' more: exactly the ' || cast(duplicate_count as varchar) || ' duplicate deliveries of the period' as explanation
     from comparisons_with_gaps
     where
         duplicate_count > 0
@@ -124,7 +128,7 @@ missing_here as (
         5 as precedence,
         'missing_events' as classification,
         'ours' as missing_side,
-        'we bill ' || {{ plain_number('gap') }} || case when quantity_gap is null then ' events' else '' end || ' less: exactly what '
+        'we bill ' || {{ plain_number('gap') }} || gap_unit || ' less: exactly what '
         || cast(rejected_count as varchar) || ' rejected and ' || cast(unbilled_count as varchar)
         || ' unbilled events of the period come to' as explanation
     from comparisons_with_gaps
@@ -139,7 +143,7 @@ missing_here as (
 
 ),
 
-{# Their quantity is exactly our usage of the same dates in another time zone. Before what follows, which holds for any quantity. #}
+{# Their quantity is exactly our usage of the same dates in another time zone. Before what follows, which takes any quantity. #}
 time_zone as (
 
     select
@@ -163,8 +167,8 @@ missing_there as (
         'missing_events' as classification,
         'theirs' as missing_side,
         case when has_theirs then '' else system || ' has no amount; ' end
-        || 'they count ' || {{ plain_number('abs(gap)') }} || case when quantity_gap is null then ' events' else '' end || ' less of '
-        || {{ plain_number('coalesce(case when quantity_gap is not null then ours_quantity end, ours_event_count)') }} as explanation
+        || 'they count ' || {{ plain_number('abs(gap)') }} || gap_unit || ' less of '
+        || {{ plain_number('case when quantity_gap is null then ours_event_count else ours_quantity end') }} as explanation
     from comparisons_with_gaps
     where
         gap < 0
@@ -180,7 +184,7 @@ perhaps_missing_here as (
         8 as precedence,
         'missing_events' as classification,
         'ours' as missing_side,
-        'we bill ' || {{ plain_number('gap') }} || case when quantity_gap is null then ' events' else '' end || ' less; '
+        'we bill ' || {{ plain_number('gap') }} || gap_unit || ' less; '
         || cast(rejected_count as varchar) || ' rejected and ' || cast(unbilled_count as varchar)
         || ' unbilled events of the period can account for it' as explanation
     from comparisons_with_gaps
@@ -233,7 +237,10 @@ price as (
         10 as precedence,
         'price' as classification,
         cast(null as varchar) as missing_side,
-        case when metric_code is null then 'a recurring fee' else 'the same quantity, ' || {{ plain_number('coalesce(ours_quantity, ours_event_count)') }} end
+        case
+            when metric_code is null then 'a recurring fee'
+            else 'the same quantity, ' || {{ plain_number('ours_quantity') }}
+        end
         || ': they bill ' || {{ plain_number('theirs_amount') }} || ', we ' || {{ plain_number('ours_amount') }} as explanation
     from same_quantity
 
@@ -252,9 +259,10 @@ unexplained as (
             when not has_ours then 'there is no amount for it here'
             when metric_code is not null and gap is null then 'they give no quantity'
             when gap = 0 then 'as many events; a quantity would tell usage and price apart'
-            else 'they count ' || {{ plain_number('abs(gap)') }} || case when gap > 0 then ' more' else ' less' end || '; here are '
-                || cast(duplicate_count as varchar) || ' duplicate, ' || cast(rejected_count as varchar) || ' rejected and '
-                || cast(unbilled_count as varchar) || ' unbilled events, and no time zone fits'
+            else
+                'they count ' || {{ plain_number('abs(gap)') }} || case when gap > 0 then ' more' else ' less' end
+                || '; here are ' || cast(duplicate_count as varchar) || ' duplicate, ' || cast(rejected_count as varchar)
+                || ' rejected and ' || cast(unbilled_count as varchar) || ' unbilled events, and no time zone fits'
         end as explanation
     from comparisons_with_gaps
 
@@ -302,7 +310,9 @@ shadow_billing as (
         comparisons.has_theirs,
         {# Without a threshold nothing can be said to hold. #}
         coalesce(
-            abs(comparisons.difference) > cast(thresholds.threshold * abs(comparisons.ours_amount) as {{ quantity_total_type() }}), true
+            abs(comparisons.difference)
+            > cast(thresholds.threshold * abs(comparisons.ours_amount) as {{ quantity_total_type() }}),
+            true
         ) as is_flagged,
 
         ---------- numerics
