@@ -5,7 +5,7 @@
 -- To use other names replace METERING throughout these scripts, and set the variables of the profile.
 
 ---------- roles
--- owner: raw and ops tables, landing, customer views. The others may only do what their part of the flow does.
+-- owner: raw, ops and ledger tables, landing, customer views. The others may only do what their part of the flow does.
 use role useradmin;
 
 create role if not exists metering_owner;
@@ -53,10 +53,12 @@ grant usage on database metering to role metering_customer;
 use role metering_owner;
 create schema if not exists metering.raw;
 create schema if not exists metering.ops;
+create schema if not exists metering.ledger;
 create schema if not exists metering.customer;
 -- What cannot be computed again can be brought back for a day; Enterprise Edition allows up to 90.
 alter schema metering.raw set data_retention_time_in_days = 1;
 alter schema metering.ops set data_retention_time_in_days = 1;
+alter schema metering.ledger set data_retention_time_in_days = 1;
 
 use role metering_transformer;
 create schema if not exists metering.main;
@@ -67,18 +69,20 @@ create schema if not exists metering.marts;
 
 ---------- grants on schemas
 -- Tables of marts are replaced by each build, which drops their grants; grants on future tables come back with the table.
--- No role may update or delete in raw or ops. Who may insert stands in tables.sql, table by table.
+-- No role may update or delete in raw, ops or ledger. Who may insert stands in tables.sql, table by table.
 use role metering_owner;
 grant usage on schema metering.raw to role metering_loader;
 grant create stage on schema metering.raw to role metering_loader;
 grant create file format on schema metering.raw to role metering_loader;
 grant usage on schema metering.raw to role metering_transformer;
 grant usage on schema metering.ops to role metering_transformer;
+grant usage on schema metering.ledger to role metering_transformer;
 grant usage on schema metering.ops to role metering_sync;
 grant usage on schema metering.customer to role metering_customer;
--- Each build begins with CREATE TABLE IF NOT EXISTS on the raw and ops tables.
+-- Each build begins with CREATE TABLE IF NOT EXISTS on the raw, ops and ledger tables.
 grant create table on schema metering.raw to role metering_transformer;
 grant create table on schema metering.ops to role metering_transformer;
+grant create table on schema metering.ledger to role metering_transformer;
 
 use role metering_transformer;
 grant usage on schema metering.marts to role metering_reader;

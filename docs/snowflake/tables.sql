@@ -1,4 +1,4 @@
--- Grants on the raw and ops tables, once dbt run-operation create_raw_and_ops_tables has made them. Can be run again.
+-- Grants on the raw, ops and ledger tables, once dbt run-operation create_raw_and_ops_tables has made them. Can be run again.
 use role metering_owner;
 
 grant select, insert on table metering.raw.usage_events to role metering_loader;
@@ -11,6 +11,7 @@ grant select on table metering.raw.load_batches to role metering_transformer;
 grant select on table metering.raw.independent_totals to role metering_transformer;
 grant select on table metering.raw.shadow_billing to role metering_transformer;
 grant select, insert on table metering.ops.build_log to role metering_transformer;
+grant select, insert on table metering.ledger.price_books to role metering_transformer;
 
 grant select on table metering.ops.build_log to role metering_sync;
 grant select, insert on table metering.ops.stripe_sync_log to role metering_sync;

@@ -13,10 +13,12 @@
         {# Dagster selects everything as fqn:*; unit tests prove the models, not the data. #}
         {% set is_whole = flags.WHICH == 'build'
             and left_out | map('string') | reject('in', ['fqn:*', 'unit_test']) | list | length == 0 %}
+        {% set price_book = price_book_hash() %}
         {% do run_query(
-            "insert into ops.build_log values ('" ~ invocation_id ~ "', '" ~ step ~ "', " ~ is_whole | lower ~ ", "
+            "insert into ops.build_log (invocation_id, step, is_whole, logged_at, as_of, failed_nodes, price_book_hash) values ('" ~ invocation_id ~ "', '" ~ step ~ "', " ~ is_whole | lower ~ ", "
             ~ "cast('" ~ modules.datetime.datetime.utcnow().strftime('%Y-%m-%d %H:%M:%S.%f') ~ "' as datetime), "
-            ~ as_of() ~ ", " ~ (failed | length if step == 'finished' else 'null') ~ ")"
+            ~ as_of() ~ ", " ~ (failed | length if step == 'finished' else 'null') ~ ", "
+            ~ ("'" ~ price_book ~ "'" if price_book else 'null') ~ ")"
         ) %}
     {% endif %}
 {% endmacro %}

@@ -61,7 +61,8 @@
         is_whole boolean not null,
         logged_at datetime not null,
         as_of datetime not null,
-        failed_nodes bigint
+        failed_nodes bigint,
+        price_book_hash varchar
     )",
     "create table if not exists ops.stripe_sync_log (
         attempt_id varchar not null,
@@ -160,6 +161,14 @@
     )",
     "create table if not exists ledger.close_lock (
         holder varchar not null
+    )",
+    "insert into ledger.close_lock
+    select 'nobody' from (select count(*) as holders from ledger.close_lock) as held where holders = 0",
+    "create table if not exists ledger.price_books (
+        price_book_hash varchar not null,
+        seed varchar not null,
+        content varchar not null,
+        recorded_at datetime not null
     )",
     ]) }}
 {% endmacro %}

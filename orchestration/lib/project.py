@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -42,6 +44,7 @@ class Settings:
         snowflake: account, database and authentication of a Snowflake target, as the dbt profile has them; None for
             DuckDB. Holds secrets.
         stripe_state: state file of the local Stripe server, beside the database.
+        ledger_exports: folder of the Parquet files of billing runs, beside the database.
         data_docs: folder of the Great Expectations Data Docs, beside the database.
         memory_limit: memory that DuckDB may take (METERING_DUCKDB_MEMORY_LIMIT; 8GB by default, as in the dbt profile).
         landing: folder whose files the landing assets load: events/ and totals/ (METERING_LANDING_DIR; landing beside
@@ -60,6 +63,10 @@ class Settings:
     @property
     def data_docs(self) -> Path:
         return self.database.with_suffix(".data_docs")
+
+    @property
+    def ledger_exports(self) -> Path:
+        return self.database.with_suffix(".ledger")
 
     @property
     def memory_limit(self) -> str:
@@ -131,9 +138,12 @@ def _snowflake_credentials(target: str) -> SnowflakeCredentials:
 @contextlib.contextmanager
 def dbt_environment(settings: Settings) -> Iterator[None]:
     """Point dbt at this project and database; relative paths in profiles are relative to the project."""
+    from orchestration.lib.price_book import price_book_hash
+
     wanted = {
         "METERING_DUCKDB_PATH": str(settings.database),
         "METERING_TARGET": settings.target,
+        "METERING_PRICE_BOOK_HASH": price_book_hash(settings.project),
         "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
         "DO_NOT_TRACK": "1",
     }
@@ -184,6 +194,33 @@ def run_dbt(settings: Settings, *arguments: str, quiet: bool = False) -> None:
         raise BuildError(f"dbt {arguments[0]} failed; the lines above name the file, the row and the rule.")
 
 
+def code_revision(project: Path) -> str:
+    """The revision of the project's code: the commit in git, with ``+`` when files differ from it, else a hash.
+
+    Seeds do not count: they have a hash of their own.
+    """
+    folders = ("models", "macros", "orchestration")
+    sources = [f"{folder}/" for folder in folders] + ["dbt_project.yml"]
+    try:
+        commit = _git(project, "rev-parse", "HEAD")
+        changed = _git(project, "status", "--porcelain", "--", *sources)
+        if _git(project, "ls-files", "--", "dbt_project.yml"):
+            return commit + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    digest = hashlib.sha256((project / "dbt_project.yml").read_bytes())
+    for folder in folders:
+        for path in sorted((project / folder).rglob("*")):
+            if path.suffix in (".sql", ".yml", ".py"):
+                digest.update(path.relative_to(project).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return answer.stdout.strip()
+
+
 def ensure_manifest(settings: Settings) -> Path:
     """The project's manifest.json for the target, parsed anew when a file of the project is newer.
 
@@ -204,7 +241,7 @@ def ensure_manifest(settings: Settings) -> Path:
 
 
 def build(settings: Settings, *, as_of: str | None = None, full_refresh: bool = False, quiet: bool = False) -> float:
-    """Build seeds, models and tests.
+    """Build seeds, models and tests, and keep the text of the seeds as a price book.
 
     Args:
         settings: database and target to build.
@@ -218,6 +255,11 @@ def build(settings: Settings, *, as_of: str | None = None, full_refresh: bool = 
     Raises:
         BuildError: a seed, model or test failed.
     """
+    from orchestration.lib.price_book import record_price_book
+    from orchestration.lib.warehouse import connect
+
+    with connect(settings) as warehouse:
+        record_price_book(warehouse, settings.project)
     # Unit tests prove the models, not the data: they run in make test.
     arguments = ["build", "--exclude-resource-type", "unit_test"]
     if full_refresh:

@@ -25,6 +25,7 @@ from orchestration import cli
 from orchestration.lib.demo_events import write_demo_data
 from orchestration.lib.explain import explain_line
 from orchestration.lib.landing import SHADOW_FIELDS, land_files, land_independent_totals, land_shadow_billing
+from orchestration.lib.price_book import price_book_hash, record_price_book, restore_price_book
 from orchestration.lib.project import PROJECT_DIR, MeteringError, Settings, read_settings
 from orchestration.lib.snowflake_warehouse import SnowflakeWarehouse, open_snowflake, with_question_marks
 from orchestration.lib.stripe_target import open_stripe_target
@@ -260,6 +261,16 @@ def test_parameters_types_and_errors(warehouse: Warehouse) -> None:
         warehouse.execute("select 1 +")
 
 
+def test_a_price_book_comes_back(warehouse: Warehouse, project_copy: Path, tmp_path: Path) -> None:
+    charges = project_copy / "seeds" / "pricing" / "charges.csv"
+    charges.write_bytes(charges.read_bytes() + 'x,"it\'s ""quo""te\\n",ЖЗ 単価\r\n'.encode())
+    assert record_price_book(warehouse, project_copy) == record_price_book(warehouse, project_copy)
+    restored = restore_price_book(warehouse, price_book_hash(project_copy), tmp_path / "seeds")
+    assert warehouse.execute("select count(*) from ledger.price_books").rows == [(len(restored),)]
+    for path in restored:
+        assert path.read_bytes() == (project_copy / "seeds" / path.relative_to(tmp_path / "seeds")).read_bytes()
+
+
 class Side:
     """A warehouse as a person at the command line meets it, in this process."""
 
@@ -411,7 +422,7 @@ def test_from_files_to_draft_invoices_as_on_duckdb(
 
     for filters in ((), ("--customer", "cus_004", "--period", "2026-10")):
         assert snowflake.succeed("invoices", *filters) == beside.succeed("invoices", *filters)
-    one_of_each = "select min(line_id) from marts.fct_invoice_lines group by line_type, charge_code order by 1"
+    one_of_each = "select min(line_id) from marts.fct_rated_lines group by line_type, charge_code order by 1"
     with beside.session() as warehouse:
         line_ids = [line_id for (line_id,) in warehouse.execute(one_of_each).rows]
         expected = [explain_line(warehouse, line_id) for line_id in line_ids]

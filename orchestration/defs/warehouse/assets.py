@@ -9,7 +9,9 @@ import dagster as dg
 from dagster_dbt import DbtCliResource, dbt_assets
 
 from orchestration.defs.pools import WAREHOUSE_POOL
+from orchestration.lib.price_book import record_price_book
 from orchestration.lib.project import PROJECT_DIR, dbt_environment, ensure_manifest, read_settings
+from orchestration.lib.warehouse import connect
 
 MANIFEST = ensure_manifest(read_settings())
 
@@ -28,5 +30,8 @@ def dbt_resource() -> DbtCliResource:
 @dbt_assets(manifest=MANIFEST, pool=WAREHOUSE_POOL)
 def dbt_models(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterator[Any]:
     """dbt build of what the run selects."""
-    with dbt_environment(read_settings()):
+    settings = read_settings()
+    with connect(settings) as warehouse:
+        record_price_book(warehouse, settings.project)
+    with dbt_environment(settings):
         yield from dbt.cli(["build", "--exclude-resource-type", "unit_test"], context=context).stream()
