@@ -1,4 +1,4 @@
-"""The command line: metering load, build, check, close, adjustments, sync, invoices, explain, shadow, demo.
+"""The command line: metering load, build, check, close, adjustments, sync, invoices, explain, statement, shadow, demo.
 
 Exit codes: 0 all well; 1 something failed or a guard is red, with the reason on standard error; 2 wrong usage.
 """
@@ -20,6 +20,7 @@ from orchestration.lib.invoices import describe_invoice, list_invoices
 from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals, land_shadow_billing
 from orchestration.lib.project import MeteringError, build, read_settings
 from orchestration.lib.shadow import describe_comparison, list_comparisons
+from orchestration.lib.statement import write_statement
 from orchestration.lib.sync import guarded_sync
 from orchestration.lib.warehouse import Warehouse, connect, require_successful_build
 
@@ -206,6 +207,25 @@ def explain(line_id: str, events: bool) -> None:
             click.echo("\nevents:")
             for key, occurred_at, properties in warehouse.execute(explanation.events_sql).fetchall():
                 click.echo(f"{occurred_at.isoformat(sep=' ')}  {key}  {properties}")
+
+
+@cli.command()
+@click.argument("invoice_id")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="File to write; by default one in the folder statements beside the database.",
+)
+def statement(invoice_id: str, output: Path | None) -> None:
+    """Write the statement of the invoice INVOICE_ID as an HTML file that a customer can be sent, and print its path.
+
+    A closed invoice's comes from the ledger and never changes; that of a draft is marked as such.
+    """
+    settings = read_settings()
+    with connect(settings) as warehouse:
+        _warn_of_unfinished_build(warehouse)
+        click.echo(write_statement(settings, warehouse, invoice_id, output))
 
 
 @cli.command()
