@@ -4,10 +4,12 @@ use role metering_owner;
 grant select, insert on table metering.raw.usage_events to role metering_loader;
 grant select, insert on table metering.raw.load_batches to role metering_loader;
 grant select, insert on table metering.raw.independent_totals to role metering_loader;
+grant select, insert on table metering.raw.shadow_billing to role metering_loader;
 
 grant select on table metering.raw.usage_events to role metering_transformer;
 grant select on table metering.raw.load_batches to role metering_transformer;
 grant select on table metering.raw.independent_totals to role metering_transformer;
+grant select on table metering.raw.shadow_billing to role metering_transformer;
 grant select, insert on table metering.ops.build_log to role metering_transformer;
 grant select, insert on table metering.ledger.price_books to role metering_transformer;
 grant select, insert on table metering.ledger.billing_runs to role metering_transformer;

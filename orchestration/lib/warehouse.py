@@ -23,6 +23,7 @@ LANDING_TABLES = (
     ("raw", "usage_events"),
     ("raw", "load_batches"),
     ("raw", "independent_totals"),
+    ("raw", "shadow_billing"),
     ("ops", "build_log"),
     ("ops", "stripe_sync_log"),
     ("ledger", "billing_runs"),

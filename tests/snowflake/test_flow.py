@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from orchestration import cli
 from orchestration.lib.demo_events import write_demo_data
 from orchestration.lib.explain import explain_line
-from orchestration.lib.landing import land_files, land_independent_totals
+from orchestration.lib.landing import SHADOW_FIELDS, land_files, land_independent_totals, land_shadow_billing
 from orchestration.lib.price_book import price_book_hash, record_price_book, restore_price_book
 from orchestration.lib.project import PROJECT_DIR, MeteringError, Settings, read_settings
 from orchestration.lib.snowflake_warehouse import SnowflakeWarehouse, open_snowflake, with_question_marks
@@ -66,7 +66,7 @@ def landing_settings(standin: Standin, tmp_path_factory: pytest.TempPathFactory)
 def warehouse(landing_settings: Settings) -> Iterator[Warehouse]:
     """A session on that database, with nothing landed."""
     with connect(landing_settings) as opened:
-        for table in ("usage_events", "load_batches", "independent_totals"):
+        for table in ("usage_events", "load_batches", "independent_totals", "shadow_billing"):
             opened.execute(f"delete from raw.{table}")
         yield opened
 
@@ -88,7 +88,11 @@ def landed(warehouse: Warehouse) -> dict[str, list[tuple[Any, ...]]]:
         "select line_number, metric_code, customer_id, dimensions, period_start_at, period_end_at, quantity, source "
         "from raw.independent_totals order by line_number"
     )
-    return {"events": events.rows, "batches": batches.rows, "totals": totals.rows}
+    billed = warehouse.execute(
+        "select line_number, system, customer_id, billing_period, charge_code, currency_code, quantity, event_count, amount "
+        "from raw.shadow_billing order by line_number"
+    )
+    return {"events": events.rows, "batches": batches.rows, "totals": totals.rows, "billed": billed.rows}
 
 
 def files_of_every_format(folder: Path) -> list[Path]:
@@ -129,12 +133,20 @@ def test_files_of_every_format_land_as_on_duckdb(warehouse: Warehouse, tmp_path:
         + 'tokens,cus_1,"{""service"": ""\\\\N""}",2026-09-01T00:00:00+02:00,2026-10-01,9999999999999999999.123456789,x\n'
         + "tokens,cus_2,,2026-09-01,2026-10-01,-0.000000001,x\n"
     )
+    billed = tmp_path / "billed.csv"
+    billed.write_text(
+        f"{','.join(SHADOW_FIELDS)}\n"
+        "other_system,\\N,2026-09,,KWD,,,-0.000000001\n"
+        "other_system,cus_1,2026-09,calls,USD,9999999999999999999.123456789,0,999999999999999.5\n"
+    )
     with connect(Settings(database=tmp_path / "duckdb" / "metering.duckdb", target="ci")) as beside:
         expected_batches = land(beside, *files)
         land_independent_totals(beside, totals, progress=lambda _: None)
+        land_shadow_billing(beside, billed, progress=lambda _: None)
         expected = landed(beside)
     batches = land(warehouse, *files)
     land_independent_totals(warehouse, totals, progress=lambda _: None)
+    land_shadow_billing(warehouse, billed, progress=lambda _: None)
     assert landed(warehouse) == expected
     assert [(batch.deliveries, batch.unreadable) for batch in batches] == [
         (batch.deliveries, batch.unreadable) for batch in expected_batches
