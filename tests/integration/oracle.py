@@ -649,7 +649,7 @@ class Slice(NamedTuple):
 
 @dataclass
 class Line:
-    """An expected row of `marts.fct_invoice_lines` (not of type credit); columns of the same names."""
+    """An expected row of `marts.fct_rated_lines` (not of type credit); columns of the same names."""
 
     key: LineKey
     period: ServicePeriod

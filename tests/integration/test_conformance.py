@@ -20,7 +20,7 @@ from tests.integration.conftest import Warehouse
 from tests.integration.price_books import write_seeds
 
 CASES = read_cases()
-TABLES = {"lines": "marts.fct_invoice_lines", "usage": "marts.fct_usage_by_service_period"}
+TABLES = {"lines": "marts.fct_rated_lines", "usage": "marts.fct_usage_by_service_period"}
 
 
 def build_marts(folder: Path) -> Marts:

@@ -174,7 +174,7 @@ def test_a_changed_seed_equals_full_refresh(warehouse_of_copy: Warehouse, projec
     incremental = warehouse.marts()
     assert incremental["fct_rejected_events"] != before["fct_rejected_events"]
     assert incremental["fct_usage_hourly"] != before["fct_usage_hourly"]
-    assert incremental["fct_invoice_lines"] != before["fct_invoice_lines"]
+    assert incremental["fct_rated_lines"] != before["fct_rated_lines"]
     reasons = {row[0] for row in warehouse.query("select reason_code from marts.fct_unbilled_usage")}
     assert {"no_metric", "no_charge", "no_subscription"} <= reasons
     warehouse.build_models(full_refresh=True)

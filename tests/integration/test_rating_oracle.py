@@ -869,7 +869,7 @@ Values = dict[str, Any]
 def read_lines(warehouse: Warehouse) -> tuple[dict[LineKey, Values], dict[CreditKey, Values]]:
     """The invoice lines of the mart, credits apart; with their line_id."""
     columns = ("line_id", "paid_line_id", "credit_grant_code", "credit_grant_start_at", *COMMON_COLUMNS, *RATED_COLUMNS)
-    rows = warehouse.query(f"select {KEY_COLUMNS}, {', '.join(columns)} from marts.fct_invoice_lines")
+    rows = warehouse.query(f"select {KEY_COLUMNS}, {', '.join(columns)} from marts.fct_rated_lines")
     lines: dict[LineKey, Values] = {}
     keys: dict[str, LineKey] = {}
     paid: list[Values] = []
@@ -967,7 +967,7 @@ def check_conservation(warehouse: Warehouse, seed: int, expected: Expected) -> N
         """
         select metric_code, customer_id, sum(event_count) as events
         from (
-            select metric_code, customer_id, event_count from marts.fct_invoice_lines where line_type = 'usage'
+            select metric_code, customer_id, event_count from marts.fct_rated_lines where line_type = 'usage'
             union all
             select metric_code, customer_id, event_count from marts.fct_unbilled_usage
         )
@@ -984,7 +984,7 @@ def check_explanations(warehouse: Warehouse) -> None:
     """The SQL that explains a line lists as many events as the line says; a sample with lines of every type."""
     with connect(warehouse.settings) as connection:
         sample = connection.execute(
-            "select line_id, line_type, event_count from marts.fct_invoice_lines "
+            "select line_id, line_type, event_count from marts.fct_rated_lines "
             "qualify row_number() over (partition by line_type, charge_model order by line_id) <= 15"
         ).fetchall()
         assert {line_type for _, line_type, _ in sample} == {"usage", "flat", "minimum", "commitment", "credit"}

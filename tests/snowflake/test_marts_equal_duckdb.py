@@ -140,7 +140,7 @@ def test_demo_data_with_late_copies_and_changed_seeds(pair: Pair, project_copy: 
     pair.copy_raw_rows()
     pair.build()
     pair.check_equality()
-    assert pair.count("marts.fct_invoice_lines") > 100
+    assert pair.count("marts.fct_rated_lines") > 100
 
     pair.duckdb.land(data.october_events)
     pair.duckdb.land_events([*AWKWARD_EVENTS[:4], llm_request("microseconds", p_context_tokens=3)])
@@ -176,7 +176,7 @@ def test_price_book_of_the_conformance_cases(pair: Pair, project_copy: Path) -> 
     pair.copy_raw_rows()
     pair.build()
     pair.check_equality()
-    assert pair.count("marts.fct_invoice_lines") > 200
+    assert pair.count("marts.fct_rated_lines") > 200
 
 
 @pytest.mark.skipif(OWN_EVENTS not in os.environ, reason=f"{OWN_EVENTS} names no file of events")
@@ -188,5 +188,5 @@ def test_events_of_your_own(pair: Pair, capsys: pytest.CaptureFixture[str]) -> N
     pair.check_equality()
     with capsys.disabled():
         print(f"\n{os.environ[OWN_EVENTS]}: {pair.duckdb.outcome_counts()}, the same on both")
-        for table in ("fct_usage_hourly", "fct_usage_by_service_period", "fct_invoice_lines", "fct_unbilled_usage"):
+        for table in ("fct_usage_hourly", "fct_usage_by_service_period", "fct_rated_lines", "fct_unbilled_usage"):
             print(f"  {table}: {pair.count(f'marts.{table}'):,} rows equal to the last digit")

@@ -1,3 +1,6 @@
+{# A view, so that a close shows at once. #}
+{{ config(materialized='view') }}
+
 with
 
 invoice_lines as (
@@ -6,36 +9,34 @@ invoice_lines as (
 
 ),
 
-customers as (
-
-    select * from {{ ref('stg_customers') }}
-
-),
-
 invoices as (
 
     select
-        invoice_lines.invoice_id,
-        invoice_lines.customer_id,
-        customers.customer_name,
-        invoice_lines.billing_period,
-        invoice_lines.currency_code,
-        'draft' as invoice_state,
+        invoice_id,
+        customer_id,
+        max(customer_name) as customer_name,
+        run_id,
+        billing_period,
+        currency_code,
+        case
+            when run_id is null then 'draft'
+            when max(case when line_state = 'adjusted' then 1 else 0 end) = 1 then 'adjusted'
+            else 'closed'
+        end as invoice_state,
+        case when sum(amount_minor) < 0 then 'credit_note' else 'invoice' end as document_type,
         count(*) as line_count,
-        cast(sum(invoice_lines.amount) as {{ money_type() }}) as total_amount,
-        cast(sum(invoice_lines.amount_minor) as bigint) as total_amount_minor,
-        cast(sum(invoice_lines.event_count) as bigint) as event_count,
-        min(invoice_lines.service_period_start_at) as first_service_period_start_at,
-        max(invoice_lines.service_period_end_at) as last_service_period_end_at
+        cast(sum(amount) as {{ money_type() }}) as total_amount,
+        cast(sum(amount_minor) as bigint) as total_amount_minor,
+        cast(sum(event_count) as bigint) as event_count,
+        min(service_period_start_at) as first_service_period_start_at,
+        max(service_period_end_at) as last_service_period_end_at
     from invoice_lines
-    inner join customers
-        on invoice_lines.customer_id = customers.customer_id
     group by
-        invoice_lines.invoice_id,
-        invoice_lines.customer_id,
-        customers.customer_name,
-        invoice_lines.billing_period,
-        invoice_lines.currency_code
+        invoice_id,
+        customer_id,
+        run_id,
+        billing_period,
+        currency_code
 
 )
 

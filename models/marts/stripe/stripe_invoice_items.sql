@@ -1,8 +1,12 @@
+{# A view, so that the sync sees what a close has just appended. #}
+{{ config(materialized='view') }}
+
 with
 
-invoice_lines as (
+closed_lines as (
 
     select * from {{ ref('fct_invoice_lines') }}
+    where run_id is not null
 
 ),
 
@@ -24,51 +28,42 @@ currencies as (
 
 ),
 
-event_policy as (
-
-    select * from {{ ref('stg_event_policy') }}
-
-),
-
 invoice_items as (
 
     select
-        invoice_lines.line_id,
-        invoice_lines.invoice_id,
-        invoice_lines.customer_id,
-        customers.customer_name,
+        closed_lines.line_id,
+        closed_lines.invoice_id,
+        closed_lines.run_id,
+        closed_lines.customer_id,
+        closed_lines.customer_name,
         customers.stripe_customer_id,
-        invoice_lines.subscription_id,
-        invoice_lines.line_type,
-        invoice_lines.charge_code,
-        invoice_lines.price_version,
-        invoice_lines.metric_code,
-        invoice_lines.billing_period,
-        invoice_lines.description,
-        invoice_lines.currency_code as currency,
-        invoice_lines.amount_minor,
+        closed_lines.subscription_id,
+        closed_lines.line_type,
+        closed_lines.charge_code,
+        closed_lines.price_version,
+        closed_lines.metric_code,
+        closed_lines.billing_period,
+        closed_lines.description,
+        closed_lines.currency_code as currency,
+        closed_lines.amount_minor,
         {# In the order in which somebody would have to act. #}
         case
-            when
-                {{ dbt.dateadd('hour', 'event_policy.grace_period_hours', 'invoice_lines.due_at') }}
-                > {{ as_of() }}
-                then 'period_open'
             when not coalesce(metrics.is_confirmed_by_finance, true) then 'metric_not_confirmed'
             when currencies.stripe_minor_units is null or currencies.stripe_minor_units <> currencies.minor_units
                 then 'currency_unit_differs'
-            when invoice_lines.amount_minor = 0 then 'zero_amount'
+            when closed_lines.amount_minor = 0 then 'zero_amount'
         end as hold_reason,
-        invoice_lines.service_period_start_at,
-        invoice_lines.service_period_end_at
-    from invoice_lines
-    cross join event_policy
-    inner join customers
-        on invoice_lines.customer_id = customers.customer_id
+        closed_lines.service_period_start_at,
+        closed_lines.service_period_end_at
+    from closed_lines
+    {# What is in the ledger is owed whatever has become of the seeds since. #}
+    left join customers
+        on closed_lines.customer_id = customers.customer_id
     {# Recurring fees and commitments have no metric. #}
     left join metrics
-        on invoice_lines.metric_code = metrics.metric_code
-    inner join currencies
-        on invoice_lines.currency_code = currencies.currency_code
+        on closed_lines.metric_code = metrics.metric_code
+    left join currencies
+        on closed_lines.currency_code = currencies.currency_code
 
 )
 

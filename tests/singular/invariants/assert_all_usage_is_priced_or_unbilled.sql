@@ -52,7 +52,7 @@ found as (
         metric_code,
         charge_code,
         event_count
-    from {{ ref('fct_invoice_lines') }}
+    from {{ ref('fct_rated_lines') }}
     where line_type = 'usage'
 
     union all

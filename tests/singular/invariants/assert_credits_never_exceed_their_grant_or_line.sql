@@ -1,7 +1,7 @@
 {{ config(
     meta={
         'rule': 'credits pay no line below zero and use no grant beyond its amount',
-        'dagster': {'ref': {'name': 'fct_invoice_lines'}}
+        'dagster': {'ref': {'name': 'fct_rated_lines'}}
     }
 ) }}
 -- A returned row is a line that is paid more than its amount, or an instance of a grant that pays more than it holds.
@@ -10,7 +10,7 @@ with
 
 credits as (
 
-    select * from {{ ref('fct_invoice_lines') }}
+    select * from {{ ref('fct_rated_lines') }}
     where line_type = 'credit'
 
 )
@@ -21,7 +21,7 @@ select
     max(lines.amount) as available_amount,
     -sum(credits.amount) as paid_amount
 from credits
-left join {{ ref('fct_invoice_lines') }} as lines
+left join {{ ref('fct_rated_lines') }} as lines
     on credits.paid_line_id = lines.line_id
 group by lines.line_id
 having -sum(credits.amount) > coalesce(max(lines.amount), 0)

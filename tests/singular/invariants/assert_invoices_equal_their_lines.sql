@@ -1,6 +1,6 @@
 {{ config(
     meta={
-        'rule': 'invariant 7: an invoice is the sum of its lines, and the outbox has exactly these lines and amounts',
+        'rule': 'invariant 7: an invoice is the sum of its lines, and of closed ones the outbox has exactly these lines and amounts',
         'dagster': {'ref': {'name': 'fct_invoices'}}
     }
 ) }}
@@ -43,7 +43,7 @@ full outer join outbox
 where
     invoices.invoice_id is null
     or lines.invoice_id is null
-    or outbox.invoice_id is null
+    or (invoices.invoice_state = 'draft') <> (outbox.invoice_id is null)
     or invoices.total_amount_minor <> lines.amount_minor
     or invoices.total_amount_minor <> outbox.amount_minor
     or invoices.line_count <> lines.line_count

@@ -12,9 +12,9 @@ slices as (
 
 ),
 
-invoice_lines as (
+rated_lines as (
 
-    select * from {{ ref('fct_invoice_lines') }}
+    select * from {{ ref('fct_rated_lines') }}
 
 ),
 
@@ -50,11 +50,10 @@ tiers_by_line as (
 
 ),
 
-invoice_line_tiers as (
+rated_line_tiers as (
 
     select
         tiers_by_line.line_id,
-        invoice_lines.invoice_id,
         tiers_by_line.tier_number,
         tiers_by_line.above,
         tiers_by_line.up_to,
@@ -64,11 +63,11 @@ invoice_line_tiers as (
         tiers_by_line.unit_amount,
         cast(tiers_by_line.flat_amount as {{ amount_type() }}) as flat_amount,
         cast(tiers_by_line.amount as {{ amount_type() }}) as unrounded_amount,
-        invoice_lines.currency_code
+        rated_lines.currency_code
     from tiers_by_line
-    inner join invoice_lines
-        on tiers_by_line.line_id = invoice_lines.line_id
+    inner join rated_lines
+        on tiers_by_line.line_id = rated_lines.line_id
 
 )
 
-select * from invoice_line_tiers
+select * from rated_line_tiers

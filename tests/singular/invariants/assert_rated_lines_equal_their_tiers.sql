@@ -1,7 +1,7 @@
 {{ config(
     meta={
         'rule': 'a usage or flat line is the sum of its tiers in quantity and amount, rounded by at most half a minor unit',
-        'dagster': {'ref': {'name': 'fct_invoice_lines'}}
+        'dagster': {'ref': {'name': 'fct_rated_lines'}}
     }
 ) }}
 -- A returned row is a line whose quantity or amount its tiers do not explain.
@@ -16,7 +16,7 @@ tiers_by_line as (
         line_id,
         sum(quantity) as quantity,
         sum(unrounded_amount) as unrounded_amount
-    from {{ ref('fct_invoice_line_tiers') }}
+    from {{ ref('fct_rated_line_tiers') }}
     group by line_id
 
 ),
@@ -29,7 +29,7 @@ lines as (
         and sum(billable_quantity) over (
             partition by subscription_id, plan_code, charge_code, dimensions, service_period_start_at
         ) = 0 as cancels_out
-    from {{ ref('fct_invoice_lines') }}
+    from {{ ref('fct_rated_lines') }}
     where line_type in ('usage', 'flat')
 
 )

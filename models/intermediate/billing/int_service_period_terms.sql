@@ -1,0 +1,244 @@
+{# What the price book says about a service period, as one hash: a line that differs from the ledger although the hash is the
+   same differs by its usage; where the hash differs, somebody changed a price, and has to approve what that does to closed lines. #}
+with
+
+service_periods as (
+
+    select * from {{ ref('int_service_periods') }}
+
+),
+
+price_segments as (
+
+    select * from {{ ref('int_price_segments') }}
+
+),
+
+charges as (
+
+    select * from {{ ref('charges') }}
+
+),
+
+tiers as (
+
+    select * from {{ ref('charge_tiers') }}
+
+),
+
+percentage_terms as (
+
+    select * from {{ ref('percentage_terms') }}
+
+),
+
+included_quantities as (
+
+    select * from {{ ref('int_included_quantities') }}
+
+),
+
+discounts as (
+
+    select * from {{ ref('discounts') }}
+
+),
+
+commitments as (
+
+    select * from {{ ref('commitments') }}
+
+),
+
+credit_grants as (
+
+    select * from {{ ref('int_credit_grants') }}
+
+),
+
+credit_grant_charges as (
+
+    select * from {{ ref('credit_grant_charges') }}
+
+),
+
+plans as (
+
+    select * from {{ ref('plans') }}
+
+),
+
+currencies as (
+
+    select * from {{ ref('currencies') }}
+
+),
+
+definitions as (
+
+    select * from {{ ref('int_metric_definitions') }}
+
+),
+
+tiers_by_version as (
+
+    select
+        charge_code,
+        price_version,
+        {{ dbt.listagg(
+            surrogate_key([
+                'dimension_1_value', 'dimension_2_value', 'dimension_3_value', 'tier_number', 'up_to', 'package_size',
+                'unit_amount', 'flat_amount'
+            ]),
+            "','",
+            'order by dimension_1_value, dimension_2_value, dimension_3_value, tier_number'
+        ) }} as tier_terms
+    from tiers
+    group by charge_code, price_version
+
+),
+
+charges_of_grants as (
+
+    select
+        grant_code,
+        {{ dbt.listagg('charge_code', "','", 'order by charge_code') }} as charge_codes
+    from credit_grant_charges
+    group by grant_code
+
+),
+
+terms as (
+
+    select
+        service_periods.service_period_id,
+        'period' as term_kind,
+        {{ surrogate_key([
+            'service_periods.plan_code', 'service_periods.time_zone', 'service_periods.full_days',
+            timestamp_text('service_periods.service_period_start_at'), timestamp_text('service_periods.service_period_end_at'),
+            'plans.billing_interval', 'plans.currency_code', 'currencies.minor_units'
+        ]) }} as term
+    from service_periods
+    inner join plans
+        on service_periods.plan_code = plans.plan_code
+    inner join currencies
+        on plans.currency_code = currencies.currency_code
+
+    union all
+
+    select
+        price_segments.service_period_id,
+        'price' as term_kind,
+        {{ surrogate_key([
+            'price_segments.charge_code', timestamp_text('price_segments.segment_start_at'),
+            timestamp_text('price_segments.segment_end_at'), 'charges.charge_name', 'charges.charge_model',
+            'charges.billing_timing', 'charges.proration', 'charges.zero_usage', 'charges.minimum_amount',
+            'charges.maximum_amount', 'tiers_by_version.tier_terms', 'percentage_terms.free_events',
+            'percentage_terms.free_amount', 'percentage_terms.event_fixed_amount', 'percentage_terms.event_minimum_amount',
+            'percentage_terms.event_maximum_amount', 'definitions.definition_hash', 'definitions.unit_size',
+            'definitions.quantity_rounding', 'definitions.quantity_rounding_step', 'definitions.metering_period',
+            'definitions.period_aggregation', 'definitions.percentile'
+        ]) }} as term
+    from price_segments
+    inner join charges
+        on
+            price_segments.charge_code = charges.charge_code
+            and price_segments.price_version = charges.price_version
+    left join tiers_by_version
+        on
+            price_segments.charge_code = tiers_by_version.charge_code
+            and price_segments.price_version = tiers_by_version.price_version
+    left join percentage_terms
+        on
+            price_segments.charge_code = percentage_terms.charge_code
+            and price_segments.price_version = percentage_terms.price_version
+    left join definitions
+        on price_segments.metric_code = definitions.metric_code
+
+    union all
+
+    select
+        service_period_id,
+        'entitlement' as term_kind,
+        {{ surrogate_key(['charge_code', 'included_quantity', 'rollover_limit']) }} as term
+    from included_quantities
+
+    union all
+
+    select
+        service_periods.service_period_id,
+        'discount' as term_kind,
+        {{ surrogate_key([
+            'discounts.discount_code', 'discounts.charge_code', 'discounts.discount_type', 'discounts.percentage',
+            'discounts.amount'
+        ]) }} as term
+    from service_periods
+    inner join plans
+        on service_periods.plan_code = plans.plan_code
+    inner join discounts
+        on
+            (discounts.customer_id is null or service_periods.customer_id = discounts.customer_id)
+            and (discounts.plan_code is null or service_periods.plan_code = discounts.plan_code)
+            and (discounts.currency_code is null or plans.currency_code = discounts.currency_code)
+            and service_periods.service_period_start_at >= {{ local_to_utc('discounts.valid_from', 'service_periods.time_zone') }}
+            and (
+                discounts.valid_to is null
+                or service_periods.service_period_start_at < {{ local_to_utc('discounts.valid_to', 'service_periods.time_zone') }}
+            )
+
+    union all
+
+    select
+        service_periods.service_period_id,
+        'commitment' as term_kind,
+        {{ surrogate_key([
+            'commitments.commitment_code', 'commitments.currency_code', 'commitments.amount', 'commitments.true_up',
+            timestamp_text('commitments.valid_from'), timestamp_text('commitments.valid_to')
+        ]) }} as term
+    from service_periods
+    inner join commitments
+        on
+            service_periods.subscription_id = commitments.subscription_id
+            and service_periods.service_period_end_at
+            > {{ local_to_utc('commitments.valid_from', 'service_periods.time_zone') }}
+            and (
+                commitments.valid_to is null
+                or service_periods.service_period_start_at
+                < {{ local_to_utc('commitments.valid_to', 'service_periods.time_zone') }}
+            )
+
+    union all
+
+    select
+        service_periods.service_period_id,
+        'credit' as term_kind,
+        {{ surrogate_key([
+            'credit_grants.credit_grant_id', 'credit_grants.currency_code', 'credit_grants.amount', 'credit_grants.priority',
+            'credit_grants.cost_basis', timestamp_text('credit_grants.created_at'),
+            timestamp_text('credit_grants.instance_end_at'), 'charges_of_grants.charge_codes'
+        ]) }} as term
+    from service_periods
+    inner join credit_grants
+        on
+            service_periods.customer_id = credit_grants.customer_id
+            and service_periods.service_period_end_at > credit_grants.instance_start_at
+            and (
+                credit_grants.instance_end_at is null
+                or service_periods.service_period_start_at < credit_grants.instance_end_at
+            )
+    left join charges_of_grants
+        on credit_grants.grant_code = charges_of_grants.grant_code
+
+),
+
+service_period_terms as (
+
+    select
+        service_period_id,
+        {{ dbt.hash(dbt.listagg('term', "','", 'order by term_kind, term')) }} as terms_hash
+    from terms
+    group by service_period_id
+
+)
+
+select * from service_period_terms
