@@ -1,4 +1,4 @@
-"""The command line: metering load, build, check, sync, invoices, explain, demo.
+"""The command line: metering load, build, check, close, adjustments, sync, invoices, explain, demo.
 
 Exit codes: 0 all well; 1 something failed or a guard is red, with the reason on standard error; 2 wrong usage.
 """
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import click
 
+from orchestration.lib.adjustments import describe_adjustment, list_pending_adjustments, rows_to_approve
+from orchestration.lib.close import close_periods
 from orchestration.lib.demo import run_demo
 from orchestration.lib.explain import explain_line
 from orchestration.lib.guards import run_guards
@@ -89,11 +91,61 @@ def check() -> None:
 
 
 @cli.command()
-@click.option("--period", metavar="YYYY-MM", help="Only this billing period; by default all that are over.")
-def sync(period: str | None) -> None:
-    """Send invoice lines to Stripe as items of draft invoices, each once, if the guards are green.
+@click.option("--period", metavar="YYYY-MM", help="The billing period to close.")
+@click.option("--all-due", is_flag=True, help="Close every period that is over with its grace, the earliest first.")
+@click.option("--customer", "customers", multiple=True, metavar="ID", help="Only this customer; may be repeated.")
+@click.option(
+    "--adjustments", is_flag=True, help="Bill what has changed of closed periods now, on invoices of the closed --period."
+)
+@click.option(
+    "--force", "forced_reason", metavar="REASON", help="In spite of a red guard or events within grace; recorded."
+)
+def close(
+    period: str | None, all_due: bool, customers: tuple[str, ...], adjustments: bool, forced_reason: str | None
+) -> None:
+    """Close a billing period: append its lines, and adjustments that are ready, to the ledger.
 
-    Lines of a period that is not over, or of a metric that finance has not confirmed, are held back.
+    Refused while a guard is red, the period or its grace is not over, or the seeds have changed since the last build.
+    Closing a period again appends nothing. What changes afterwards becomes adjustments on later invoices.
+    """
+    if (period is None) is not all_due or (all_due and (customers or adjustments)):
+        raise click.UsageError("Give --period YYYY-MM, or --all-due without --customer and --adjustments.")
+    reports = close_periods(
+        read_settings(),
+        None if period is None else [period],
+        customers=customers,
+        adjustments_only=adjustments,
+        forced_reason=forced_reason,
+        progress=click.echo,
+    )
+    if not reports:
+        click.echo("No billing period is due that is not closed.")
+
+
+@cli.command()
+@click.option("--customer", metavar="ID", help="Only this customer.")
+def adjustments(customer: str | None) -> None:
+    """Print what has changed of closed periods and is not billed yet, and the rows that would approve new prices."""
+    with connect(read_settings()) as warehouse:
+        _warn_of_unfinished_build(warehouse)
+        found = list_pending_adjustments(warehouse, customer_id=customer)
+    for adjustment in found:
+        click.echo(describe_adjustment(adjustment))
+    if not found:
+        click.echo("No adjustments: what is rated now is what the ledger holds.")
+    to_approve = rows_to_approve(found)
+    if to_approve:
+        click.echo("\nto approve, add to seeds/policy/rerating_approvals.csv with your name, the day and the reason:")
+        for row in to_approve:
+            click.echo(row)
+
+
+@cli.command()
+@click.option("--period", metavar="YYYY-MM", help="Only this billing period; by default all that are closed.")
+def sync(period: str | None) -> None:
+    """Send closed invoice lines to Stripe as items of draft invoices, each once, if the guards are green.
+
+    Lines of a metric that finance has not confirmed are held back.
     """
     guards, report = guarded_sync(read_settings(), billing_period=period, progress=click.echo)
     for outcome in guards.outcomes:

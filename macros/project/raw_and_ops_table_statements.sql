@@ -69,12 +69,6 @@
         error_code varchar,
         error_body varchar
     )",
-    "create table if not exists ledger.price_books (
-        price_book_hash varchar not null,
-        seed varchar not null,
-        content varchar not null,
-        recorded_at datetime not null
-    )",
     "create table if not exists ledger.billing_runs (
         run_id varchar not null,
         billing_period varchar not null,
@@ -154,6 +148,14 @@
     )",
     "create table if not exists ledger.close_lock (
         holder varchar not null
+    )",
+    "insert into ledger.close_lock
+    select 'nobody' from (select count(*) as holders from ledger.close_lock) as held where holders = 0",
+    "create table if not exists ledger.price_books (
+        price_book_hash varchar not null,
+        seed varchar not null,
+        content varchar not null,
+        recorded_at datetime not null
     )",
     ]) }}
 {% endmacro %}

@@ -2,9 +2,9 @@
 
 import dagster as dg
 
-from orchestration.defs.billing.assets import BILLING_PERIODS, stripe_invoice_items
+from orchestration.defs.billing.assets import BILLING_PERIODS, closed_period, stripe_invoice_items
 
-_NOT_BILLING = dg.AssetSelection.all() - dg.AssetSelection.assets(stripe_invoice_items)
+_NOT_BILLING = dg.AssetSelection.all() - dg.AssetSelection.assets(closed_period, stripe_invoice_items)
 
 hourly_build = dg.define_asset_job(
     "hourly_build",
@@ -18,7 +18,7 @@ monthly_billing = dg.define_asset_job(
     selection=dg.AssetSelection.all(),
     partitions_def=BILLING_PERIODS,
     executor_def=dg.in_process_executor,
-    description="Build, check, and send a month's invoice lines to Stripe.",
+    description="Build, check, close a month, and send its lines to Stripe.",
 )
 
 hourly_build_schedule = dg.ScheduleDefinition(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestration.lib.close import close_periods
 from orchestration.lib.demo_events import write_demo_data
 from orchestration.lib.invoices import Invoice, compare_with_stripe, format_minor, list_invoices
 from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals
@@ -23,7 +25,7 @@ class DemoDisagreement(MeteringError):
 
 
 def run_demo(events: Sequence[str], totals: Path | None, *, progress: Progress) -> None:
-    """Load, build, check, sync, sync again, and compare each invoice with Stripe.
+    """Load, build, close, check, sync, sync again, and compare each invoice with Stripe.
 
     Args:
         events: files or globs to load instead of the generated data set.
@@ -52,6 +54,10 @@ def run_demo(events: Sequence[str], totals: Path | None, *, progress: Progress) 
     progress(f"built in {seconds:.1f} s")
     _describe_deliveries(settings, progress)
 
+    progress("== close: what is due becomes lines of the ledger")
+    runs = close_periods(settings, None, progress=lambda _: None)
+    progress(f"{len(runs)} billing runs, {sum(run.lines for run in runs)} lines; of the last: {runs[-1].describe()}")
+
     progress("== check and sync to the local Stripe server")
     # The demo never leaves this machine, whatever key the environment holds.
     os.environ.pop("STRIPE_API_KEY", None)
@@ -62,7 +68,7 @@ def run_demo(events: Sequence[str], totals: Path | None, *, progress: Progress) 
     _, second = guarded_sync(settings, billing_period=None, progress=lambda _: None)
     progress(f"second sync: {second.created} lines created, {second.already_confirmed} there already")
 
-    progress("== draft invoices")
+    progress("== invoices")
     with connect(settings) as warehouse, open_stripe_target({}, settings.stripe_state) as target:
         invoices = list_invoices(warehouse)
         in_stripe = {draft.metering_invoice_id: draft for draft in read_back_invoices(target)}
@@ -78,6 +84,7 @@ def run_demo(events: Sequence[str], totals: Path | None, *, progress: Progress) 
 
 def _start_afresh(settings: Settings) -> None:
     settings.database.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(settings.ledger_exports, ignore_errors=True)
     for path in (settings.database, Path(f"{settings.database}.wal"), settings.stripe_state):
         path.unlink(missing_ok=True)
 

@@ -26,16 +26,22 @@ class Explanation:
 
 
 def explain_line(warehouse: Warehouse, line_id: str) -> Explanation:
-    """Explain a line of ``fct_invoice_lines``, named by its id or by the beginning of it (six characters or more).
+    """Explain an invoice line as rated now, named by its id or by the beginning of it (six characters or more).
+
+    Adjustments and closed lines are explained by the rated line that they are about, with what the ledger has of it.
 
     Amounts are in major units of the line's currency, quantities in the unit of the metric or in billable units.
 
     Raises:
         MeteringError: there are no marts yet, or no line or several lines have an id like that.
     """
-    require_marts(warehouse, "fct_invoice_lines", "fct_invoice_line_tiers")
-    line = _find_line(warehouse, line_id)
-    parts = [*_heading(line)]
+    require_marts(warehouse, "fct_rated_lines", "fct_rated_line_tiers", "fct_invoice_lines")
+    rated_line_id, line = _find_line(warehouse, line_id)
+    ledger = _ledger(warehouse, rated_line_id)
+    if line is None:
+        heading = [f"line            {rated_line_id}", "                is not rated any more; what was billed stays:"]
+        return Explanation(line_id=rated_line_id, text="\n".join(heading + ledger), events_sql=None)
+    parts = [*_heading(line), *ledger]
     events_sql = None
     match line["line_type"]:
         case "usage" | "flat":
@@ -61,14 +67,24 @@ def _rows(warehouse: Warehouse, sql: str, parameters: Parameters = ()) -> list[d
     return warehouse.execute(sql, parameters).records()
 
 
-def _find_line(warehouse: Warehouse, line_id: str) -> dict[str, Any]:
+def _find_line(warehouse: Warehouse, line_id: str) -> tuple[str, dict[str, Any] | None]:
+    """The id of the rated line that an id of an invoice line, a rated line or the beginning of one means, and its row."""
     prefix = line_id.strip().lower()
     found = _rows(
         warehouse,
         """
-        select * from marts.fct_invoice_lines
+        select distinct rated_line_id
+        from (
+            select line_id, rated_line_id from marts.fct_invoice_lines
+            union all
+            select line_id, rated_line_id from marts.fct_pending_adjustments
+            union all
+            select line_id, line_id as rated_line_id from marts.fct_rated_lines
+            union all
+            select rated_line_id as line_id, rated_line_id from marts.fct_invoice_lines
+        ) as lines
         where line_id = $prefix or ($length >= $shortest and position($prefix in line_id) = 1)
-        order by line_id
+        order by rated_line_id
         limit 2
         """,
         {"prefix": prefix, "length": len(prefix), "shortest": _SHORTEST_PREFIX},
@@ -80,7 +96,38 @@ def _find_line(warehouse: Warehouse, line_id: str) -> dict[str, Any]:
         )
     if len(found) > 1:
         raise MeteringError(f"Several invoice lines have ids that begin with {line_id!r}: give more of the id.")
-    return found[0]
+    rated_line_id = found[0]["rated_line_id"]
+    rated = _rows(warehouse, "select * from marts.fct_rated_lines where line_id = ?", [rated_line_id])
+    return rated_line_id, rated[0] if rated else None
+
+
+def _ledger(warehouse: Warehouse, rated_line_id: str) -> list[str]:
+    """What was billed for the line and what is not yet, entry by entry."""
+    entries = _rows(
+        warehouse,
+        """
+        select line_id, invoice_id, run_id, entry_kind, corrects_run_id, amount, currency_code
+        from marts.fct_invoice_lines
+        where rated_line_id = ?
+        order by currency_code, entry_number
+        """,
+        [rated_line_id],
+    )
+    waiting = _rows(
+        warehouse,
+        "select * from marts.fct_pending_adjustments where rated_line_id = ? and adjustment_status <> 'ready'",
+        [rated_line_id],
+    )
+    return [
+        *(
+            f"{'ledger' if entry['run_id'] else 'draft':<16}"
+            f"{_money(entry['amount'], entry)} on {entry['invoice_id']}"
+            + (f" (run {entry['run_id']})" if entry["run_id"] else "")
+            + (f", adjustment to run {entry['corrects_run_id']}" if entry["entry_kind"] == "adjustment" else "")
+            for entry in entries
+        ),
+        *(f"waiting         {_money(row['amount'], row)}: {row['cause']}, {row['adjustment_status']}" for row in waiting),
+    ]
 
 
 def _money(amount: Decimal, line: Mapping[str, Any]) -> str:
@@ -99,7 +146,6 @@ def _heading(line: Mapping[str, Any]) -> list[str]:
     return [
         f"line            {line['line_id']}",
         f"                {line['description']}",
-        f"invoice         {line['invoice_id']} ({line['line_state']})",
         f"subscription    {line['subscription_id']} of {line['customer_id']}, plan {line['plan_code']}",
         f"service period  {_interval(line['service_period_start_at'], line['service_period_end_at'])}"
         f" ({line['time_zone']})",
@@ -131,7 +177,7 @@ def _price(warehouse: Warehouse, line: Mapping[str, Any]) -> list[str]:
 def _tiers(warehouse: Warehouse, line: Mapping[str, Any]) -> list[str]:
     tiers = _rows(
         warehouse,
-        "select * from marts.fct_invoice_line_tiers where line_id = ? order by tier_number",
+        "select * from marts.fct_rated_line_tiers where line_id = ? order by tier_number",
         [line["line_id"]],
     )
     parts = []
@@ -304,7 +350,7 @@ def _missing_to_a_minimum(warehouse: Warehouse, line: Mapping[str, Any]) -> list
         warehouse,
         """
         select coalesce(sum(amount), 0) as amount, count(*) as line_count
-        from marts.fct_invoice_lines
+        from marts.fct_rated_lines
         where
             line_type in ('usage', 'flat')
             and subscription_id = ? and plan_code = ? and charge_code = ? and service_period_start_at = ?
@@ -344,7 +390,7 @@ def _credit(warehouse: Warehouse, line: Mapping[str, Any]) -> list[str]:
         warehouse,
         """
         select -sum(amount) as amount
-        from marts.fct_invoice_lines
+        from marts.fct_rated_lines
         where credit_grant_code = ? and credit_grant_start_at = ?
         """,
         [line["credit_grant_code"], line["credit_grant_start_at"]],
@@ -363,7 +409,7 @@ def _credits_that_pay(warehouse: Warehouse, line: Mapping[str, Any]) -> list[str
         for row in _rows(
             warehouse,
             """
-            select * from marts.fct_invoice_lines
+            select * from marts.fct_rated_lines
             where paid_line_id = ?
             order by credit_grant_code, credit_grant_start_at
             """,

@@ -1,4 +1,4 @@
-"""Draft invoices as people read them, beside what Stripe holds."""
+"""Invoices as people read them, beside what Stripe holds."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class Invoice:
     customer_name: str
     billing_period: str
     currency: str
+    state: str
+    document_type: str
     minor_units: int
     total_minor: int
     sendable_minor: int
@@ -69,15 +71,17 @@ def list_invoices(
             lines.billable_quantity,
             lines.amount,
             lines.amount_minor,
-            items.hold_reason,
+            case when lines.run_id is null then 'not_closed' else items.hold_reason end as hold_reason,
             lines.line_id,
-            lines.line_type
+            lines.line_type,
+            invoices.invoice_state,
+            invoices.document_type
         from marts.fct_invoices as invoices
         inner join seeds.currencies as currencies
             on invoices.currency_code = currencies.currency_code
         inner join marts.fct_invoice_lines as lines
             on invoices.invoice_id = lines.invoice_id
-        inner join marts.stripe_invoice_items as items
+        left join marts.stripe_invoice_items as items
             on lines.line_id = items.line_id
         where
             coalesce(invoices.customer_id = $customer_id, true)
@@ -104,6 +108,8 @@ def _invoice(rows: Sequence[tuple[object, ...]]) -> Invoice:
         customer_name=str(first[2]),
         billing_period=str(first[3]),
         currency=str(first[4]),
+        state=str(first[16]),
+        document_type=str(first[17]),
         minor_units=int(str(first[5])),
         total_minor=int(str(first[6])),
         sendable_minor=sum(int(str(row[12])) for row in rows if row[13] in (None, "zero_amount")),
@@ -136,7 +142,7 @@ def format_quantity(quantity: Decimal) -> str:
 
 def describe_invoice(invoice: Invoice) -> str:
     """An invoice as text: a heading, its lines, its total."""
-    lines = [f"{invoice.invoice_id}  {invoice.customer_name}  draft"]
+    lines = [f"{invoice.invoice_id}  {invoice.customer_name}  {invoice.state} {invoice.document_type.replace('_', ' ')}"]
     for line in invoice.lines:
         included = f", {format_quantity(line.included_quantity_used)} included" if line.included_quantity_used else ""
         metered = format_quantity(line.metered_quantity) if line.line_type == "usage" else ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -42,6 +44,7 @@ class Settings:
         snowflake: account, database and authentication of a Snowflake target, as the dbt profile has them; None for
             DuckDB. Holds secrets.
         stripe_state: state file of the local Stripe server, beside the database.
+        ledger_exports: folder of the Parquet files of billing runs, beside the database.
         data_docs: folder of the Great Expectations Data Docs, beside the database.
         memory_limit: memory that DuckDB may take (METERING_DUCKDB_MEMORY_LIMIT; 8GB by default, as in the dbt profile).
         landing: folder whose files the landing assets load: events/ and totals/ (METERING_LANDING_DIR; landing beside
@@ -60,6 +63,10 @@ class Settings:
     @property
     def data_docs(self) -> Path:
         return self.database.with_suffix(".data_docs")
+
+    @property
+    def ledger_exports(self) -> Path:
+        return self.database.with_suffix(".ledger")
 
     @property
     def memory_limit(self) -> str:
@@ -185,6 +192,33 @@ def run_dbt(settings: Settings, *arguments: str, quiet: bool = False) -> None:
         raise BuildError(f"dbt {arguments[0]} stopped: {outcome.exception}") from outcome.exception
     if not outcome.success:
         raise BuildError(f"dbt {arguments[0]} failed; the lines above name the file, the row and the rule.")
+
+
+def code_revision(project: Path) -> str:
+    """The revision of the project's code: the commit in git, with ``+`` when files differ from it; else a hash of the files.
+
+    Seeds do not count: they have a hash of their own.
+    """
+    folders = ("models", "macros", "orchestration")
+    sources = [f"{folder}/" for folder in folders] + ["dbt_project.yml"]
+    try:
+        commit = _git(project, "rev-parse", "HEAD")
+        changed = _git(project, "status", "--porcelain", "--", *sources)
+        if _git(project, "ls-files", "--", "dbt_project.yml"):
+            return commit + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    digest = hashlib.sha256((project / "dbt_project.yml").read_bytes())
+    for folder in folders:
+        for path in sorted((project / folder).rglob("*")):
+            if path.suffix in (".sql", ".yml", ".py"):
+                digest.update(path.relative_to(project).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return answer.stdout.strip()
 
 
 def ensure_manifest(settings: Settings) -> Path:

@@ -108,6 +108,17 @@ class SnowflakeWarehouse:
         self.execute(insert_statement(table, row), list(row.values()))
 
     @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """As the interface says. A statement that changes rows waits for the session that holds their lock."""
+        self.execute("begin")
+        try:
+            yield
+        except BaseException:
+            self.execute("rollback")
+            raise
+        self.execute("commit")
+
+    @contextlib.contextmanager
     def landing(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """As the interface says. Rows go through a DuckDB file and Parquet files of bounded size in a temporary folder.
 
@@ -156,14 +167,9 @@ class SnowflakeWarehouse:
                     # The path as it is: the connector decodes no percent signs.
                     source = self.literal(f"file://{path.as_posix()}")
                     self.execute(f"put {source} @{stage}/{table}/ auto_compress = false")
-            self.execute("begin")
-            try:
+            with self.transaction():
                 for table, count in counts.items():
                     self._copy_table(stage, table, count)
-            except BaseException:
-                self.execute("rollback")
-                raise
-            self.execute("commit")
         finally:
             # It goes with the session anyway; what was copied, or the error, matters more.
             with contextlib.suppress(WarehouseError):

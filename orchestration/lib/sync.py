@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 
+from orchestration.lib.close import BILLING_PERIOD
 from orchestration.lib.guards import GuardReport, run_guards
 from orchestration.lib.project import MeteringError, Progress, Settings
 from orchestration.lib.stripe_sync import SyncReport, sync_invoice_items
@@ -19,7 +19,7 @@ def guarded_sync(
 
     Args:
         settings: warehouse, and the local Stripe server's state.
-        billing_period: ``YYYY-MM``, or None for every period that has ended and whose grace is over.
+        billing_period: ``YYYY-MM``, or None for every period; only lines of the ledger are sent.
         progress: called with a line of text as the work goes on.
 
     Raises:
@@ -27,7 +27,7 @@ def guarded_sync(
         MeteringError: the last build failed or the marts are missing; nothing was sent.
         StripeTargetError: the Stripe settings in the environment cannot be used; nothing was sent.
     """
-    if billing_period is not None and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", billing_period):
+    if billing_period is not None and not BILLING_PERIOD.fullmatch(billing_period):
         raise MeteringError(f"{billing_period!r} is no billing period: give a calendar month such as 2026-10.")
     with connect(settings) as warehouse:
         require_successful_build(warehouse)

@@ -25,6 +25,11 @@ LANDING_TABLES = (
     ("raw", "independent_totals"),
     ("ops", "build_log"),
     ("ops", "stripe_sync_log"),
+    ("ledger", "billing_runs"),
+    ("ledger", "closed_periods"),
+    ("ledger", "closed_terms"),
+    ("ledger", "billing_ledger"),
+    ("ledger", "close_lock"),
     ("ledger", "price_books"),
 )
 
@@ -39,6 +44,10 @@ class MissingObjectError(WarehouseError):
 
 class OpenTransactionError(WarehouseError):
     """A row that must be durable at once was to be written inside a transaction."""
+
+
+class BusyError(WarehouseError):
+    """Another session changed the same rows at the same time; nothing of this one was kept."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,13 @@ class Warehouse(Protocol):
 
         Raises:
             OpenTransactionError: a transaction is open, so the row would not be.
+        """
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """What the block executes is committed when it ends, all of it or, on any error, nothing.
+
+        Raises:
+            BusyError: on leaving or inside, when another session changed the same rows meanwhile.
         """
 
     def landing(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
@@ -137,14 +153,27 @@ class DuckDBWarehouse:
         self._connection.commit()
 
     @contextlib.contextmanager
-    def landing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def transaction(self) -> Iterator[None]:
         self._connection.execute("begin")
         try:
-            yield self._connection
+            yield
+            self._connection.execute("commit")
+        except duckdb.TransactionException as error:
+            self._roll_back()
+            raise BusyError(str(error)) from error
         except BaseException:
-            self._connection.execute("rollback")
+            self._roll_back()
             raise
-        self._connection.execute("commit")
+
+    def _roll_back(self) -> None:
+        # A failed commit has ended the transaction already.
+        with contextlib.suppress(duckdb.TransactionException):
+            self._connection.execute("rollback")
+
+    @contextlib.contextmanager
+    def landing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with self.transaction():
+            yield self._connection
 
     def needs_landing_tables(self, present: Collection[tuple[str, str]]) -> bool:
         return not set(LANDING_TABLES).issubset(present)

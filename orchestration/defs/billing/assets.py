@@ -1,4 +1,4 @@
-"""Invoice lines into Stripe, one partition for each billing period."""
+"""The close, and closed lines into Stripe: one partition for each billing period."""
 
 import dagster as dg
 from dagster_dbt import get_asset_key_for_model
@@ -6,6 +6,7 @@ from dagster_dbt import get_asset_key_for_model
 from orchestration.defs.guards.checks import MEASUREMENTS
 from orchestration.defs.pools import WAREHOUSE_POOL
 from orchestration.defs.warehouse.assets import dbt_models
+from orchestration.lib.close import close_periods
 from orchestration.lib.project import read_settings
 from orchestration.lib.sync import guarded_sync
 
@@ -14,14 +15,36 @@ BILLING_PERIODS = dg.MonthlyPartitionsDefinition(start_date="2023-11-01", fmt="%
 
 
 @dg.asset(
+    key=["billing", "closed_period"],
+    deps=[get_asset_key_for_model([dbt_models], "fct_pending_adjustments"), MEASUREMENTS],
+    partitions_def=BILLING_PERIODS,
+    group_name="billing",
+    pool=WAREHOUSE_POOL,
+)
+def closed_period(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+    """Close one billing period for all customers; a second run appends nothing."""
+    [report] = close_periods(read_settings(), [context.partition_key[:7]], progress=context.log.info)
+    return dg.MaterializeResult(
+        metadata={
+            "run": report.run_id or "none: closed before",
+            "customers": report.customers,
+            "lines": report.lines,
+            "adjustments": report.adjustments,
+            "adjustments_waiting": report.waiting,
+            "total_minor_units": dg.MetadataValue.json(report.totals_minor),
+        }
+    )
+
+
+@dg.asset(
     key=["stripe", "invoice_items"],
-    deps=[get_asset_key_for_model([dbt_models], "stripe_invoice_items"), MEASUREMENTS],
+    deps=[closed_period, get_asset_key_for_model([dbt_models], "stripe_invoice_items"), MEASUREMENTS],
     partitions_def=BILLING_PERIODS,
     group_name="billing",
     pool=WAREHOUSE_POOL,
 )
 def stripe_invoice_items(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-    """Send the lines of one billing period as items of draft invoices; a second run creates nothing."""
+    """Send the closed lines of one billing period as items of draft invoices; a second run creates nothing."""
     billing_period = context.partition_key[:7]
     _, report = guarded_sync(read_settings(), billing_period=billing_period, progress=context.log.info)
     if not report.is_clean:

@@ -1,0 +1,314 @@
+"""The close: what is billed, once, for good, and what becomes of changes afterwards."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from orchestration.lib.close import CloseRefused, CloseReport, close_periods
+from orchestration.lib.guards import GuardBreach
+from orchestration.lib.project import MeteringError
+from orchestration.lib.warehouse import BusyError, connect
+from tests.integration.conftest import Row, Warehouse
+
+MakeEvent = Callable[..., dict[str, Any]]
+AFTER_SEPTEMBER = datetime(2026, 10, 3)
+AFTER_OCTOBER = datetime(2026, 11, 3)
+
+
+def usage(make_event: MakeEvent, key: str, day: str, tokens: int, customer: str = "cus_000") -> dict[str, Any]:
+    return make_event(key, occurred_at=f"{day}T10:00:00Z", customer_id=customer, p_context_tokens=tokens)
+
+
+def build(warehouse: Warehouse, as_of: datetime) -> None:
+    warehouse.build_models(as_of=as_of.isoformat(sep=" "))
+    count_as_whole(warehouse)
+
+
+def count_as_whole(warehouse: Warehouse) -> None:
+    """The data tests of the build were left out to save time; what they would find is tested elsewhere."""
+    with connect(warehouse.settings) as connection:
+        connection.execute("update ops.build_log set is_whole = true")
+
+
+def close(warehouse: Warehouse, period: str, **options: Any) -> CloseReport:
+    [report] = close_periods(warehouse.settings, [period], progress=lambda _: None, **options)
+    return report
+
+
+def ledger(warehouse: Warehouse) -> list[Row]:
+    return warehouse.query("select * from ledger.billing_ledger order by run_id, line_id")
+
+
+def one_customer_only(project: Path) -> None:
+    """Sample customers with monthly plans in three currencies and time zones, and nobody else, to keep builds short."""
+    for seed, kept in (("accounts/customers.csv", 5), ("accounts/subscriptions.csv", 5)):
+        path = project / "seeds" / seed
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[: kept + 1]))
+
+
+def change_seed(project: Path, seed: str, change: Callable[[dict[str, str]], None]) -> None:
+    path = project / "seeds" / seed
+    with path.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        rows = list(reader)
+        fields = list(reader.fieldnames or [])
+    for row in rows:
+        change(row)
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def two_months(warehouse_of_copy: Warehouse, make_event: MakeEvent) -> Warehouse:
+    """Usage of September and October, received in time, built after September."""
+    for day in range(1, 29):
+        warehouse_of_copy.insert_delivery(
+            "september", day, datetime(2026, 9, day, 11), usage(make_event, f"s{day}", f"2026-09-{day:02}", 200_000)
+        )
+        warehouse_of_copy.insert_delivery(
+            "october", day, datetime(2026, 10, day, 11),
+            usage(make_event, f"o{day}", f"2026-10-{day:02}", 10_000, f"cus_00{day % 4}"),
+        )  # fmt: skip
+    build(warehouse_of_copy, AFTER_SEPTEMBER)
+    return warehouse_of_copy
+
+
+def test_closed_is_closed(two_months: Warehouse, project_copy: Path, make_event: MakeEvent) -> None:
+    """A close appends what is rated, once. A late event and a new price become adjustments; the ledger is never rewritten."""
+    warehouse = two_months
+    september = close(warehouse, "2026-09")
+    assert september.run_id == "2026-09.1"
+    billed = ledger(warehouse)
+    assert len(billed) == september.lines > 5
+    assert warehouse.query(
+        "select line_id, amount_minor, event_count from marts.fct_rated_lines where billing_period = '2026-09' order by 1"
+    ) == warehouse.query("select rated_line_id, amount_minor, event_count from ledger.billing_ledger order by 1")
+    [(run, as_of, price_book, revision)] = warehouse.query(
+        "select distinct run_id, as_of, price_book_hash, code_revision from ledger.billing_ledger"
+    )
+    assert (run, as_of) == ("2026-09.1", AFTER_SEPTEMBER)
+    assert price_book
+    assert revision
+    exported = warehouse.settings.ledger_exports / "2026-09.1.parquet"
+    assert duckdb.sql(f"select * from '{exported}' order by run_id, line_id").fetchall() == billed
+
+    # Again: nothing, also after a full refresh.
+    assert close(warehouse, "2026-09").run_id is None
+    warehouse.build_models(as_of=AFTER_SEPTEMBER.isoformat(sep=" "), full_refresh=True)
+    count_as_whole(warehouse)
+    assert close(warehouse, "2026-09").run_id is None
+    assert ledger(warehouse) == billed
+
+    # Late usage of September: on no invoice until October is closed, then beside October's lines.
+    warehouse.insert_delivery(
+        "late", 1, datetime(2026, 10, 20), usage(make_event, "late", "2026-09-30", 1_000_000, "cus_001")
+    )
+    build(warehouse, AFTER_OCTOBER)
+    pending = warehouse.query(
+        "select customer_id, cause, adjustment_status, corrects_run_id, sum(event_count) "
+        "from marts.fct_pending_adjustments group by all"
+    )
+    assert [row[:4] for row in pending] == [("cus_001", "usage", "ready", "2026-09.1")]
+    drafts = warehouse.query(
+        "select distinct invoice_id, line_state from marts.fct_invoice_lines where entry_kind = 'adjustment'"
+    )
+    assert drafts == [("cus_001/2026-10/USD", "draft")]
+    october = close(warehouse, "2026-10")
+    assert october.adjustments > 0
+    assert warehouse.query("select count(*) from marts.fct_pending_adjustments") == [(0,)]
+    assert set(billed) < set(ledger(warehouse))
+    assert warehouse.query(
+        "select distinct invoice_id, original_billing_period, corrects_run_id, line_state from marts.fct_invoice_lines "
+        "where entry_kind = 'adjustment'"
+    ) == [("cus_001/2026-10/USD", "2026-09", "2026-09.1", "closed")]
+    assert ("adjusted",) in warehouse.query(
+        "select distinct invoice_state from marts.fct_invoices where billing_period = '2026-09'"
+    )
+
+    # A corrected price of the past waits for somebody to approve it.
+    before = ledger(warehouse)
+
+    def dearer(row: dict[str, str]) -> None:
+        if row["charge_code"] == "usd-context":
+            row["unit_amount"] = "0.00001"
+
+    change_seed(project_copy, "pricing/charge_tiers.csv", dearer)
+    with pytest.raises(CloseRefused, match="seeds have changed since the last build"):
+        close(warehouse, "2026-10", adjustments_only=True)
+    build(warehouse, AFTER_OCTOBER)
+    waiting = warehouse.query(
+        "select rerating_id, adjustment_status, cause, amount_minor from marts.fct_pending_adjustments where amount_minor <> 0"
+    )
+    assert {row[1:3] for row in waiting} == {("needs_approval", "re_rating")}
+    held = close(warehouse, "2026-10", adjustments_only=True)
+    assert (held.lines, held.run_id) == (0, None)
+    assert held.waiting >= len(waiting)
+    assert ledger(warehouse) == before
+    approvals = project_copy / "seeds" / "policy" / "rerating_approvals.csv"
+    approvals.write_text(
+        approvals.read_text()
+        + "".join(f"{key},finance,2026-11-03,price list error\n" for key in sorted({row[0] for row in waiting}))
+    )
+    build(warehouse, AFTER_OCTOBER)
+    rerated = close(warehouse, "2026-10", adjustments_only=True)
+    assert rerated.run_id == "2026-10.2"
+    assert sum(rerated.totals_minor.values()) == sum(row[3] for row in waiting)
+    assert {row[0][-2:] for row in warehouse.query(
+        "select invoice_id from marts.fct_invoices where run_id = '2026-10.2'"
+    )} == {"/2"}  # fmt: skip
+    assert warehouse.query("select count(*) from marts.fct_pending_adjustments") == [(0,)]
+    # And the new price is what later usage is compared with.
+    warehouse.insert_delivery("later", 1, AFTER_OCTOBER, usage(make_event, "later", "2026-09-30", 1_000_000))
+    build(warehouse, AFTER_OCTOBER)
+    assert warehouse.query("select distinct cause, adjustment_status from marts.fct_pending_adjustments") == [
+        ("usage", "ready")
+    ]
+    assert warehouse.query(
+        """
+        select sum(amount_minor) from (
+            select amount_minor from ledger.billing_ledger
+            union all select amount_minor from marts.fct_pending_adjustments
+            union all select -amount_minor from marts.fct_rated_lines where billing_period <= '2026-10'
+        ) where amount_minor is not null
+        """
+    ) == [(-sum(row[0] for row in warehouse.query(
+        "select coalesce(sum(amount_minor), 0) from marts.fct_invoice_lines where entry_kind = 'original' and run_id is null "
+        "and original_billing_period <= '2026-10'"
+    )),)]  # fmt: skip
+
+
+def test_what_must_not_be_closed(two_months: Warehouse, make_event: MakeEvent) -> None:
+    warehouse = two_months
+    with pytest.raises(CloseRefused, match=r"2026-10 ends at 2026-11-01 .*build again after its end"):
+        close(warehouse, "2026-10", forced_reason="force does not end a month")
+    with pytest.raises(CloseRefused, match="Not in dim_customers: nobody"):
+        close(warehouse, "2026-09", customers=["nobody"])
+    with pytest.raises(MeteringError, match="'2026-9' is no billing period"):
+        close(warehouse, "2026-9")
+    with pytest.raises(MeteringError, match="needs its reason"):
+        close(warehouse, "2026-09", forced_reason=" ")
+    # Some of the customers first, then the others.
+    first = close(warehouse, "2026-09", customers=["cus_000"])
+    assert {row[0] for row in warehouse.query("select customer_id from ledger.billing_ledger")} == {"cus_000"}
+    rest = close(warehouse, "2026-09")
+    assert (first.run_id, rest.run_id, first.customers) == ("2026-09.1", "2026-09.2", 1)
+    assert warehouse.query(
+        "select count(*), count(distinct rated_line_id) from ledger.billing_ledger"
+    ) == warehouse.query("select count(*), count(*) from marts.fct_rated_lines where billing_period = '2026-09'")
+
+    # Within grace, and with a red guard: only by force, with the reason recorded.
+    warehouse.insert_delivery("bad", 1, datetime(2026, 10, 5), {**make_event("bad"), "customer_id": "nobody"})
+    build(warehouse, datetime(2026, 11, 1, 15))
+    with pytest.raises(GuardBreach, match="ingestion_error_rate"):
+        close(warehouse, "2026-10")
+    warehouse.query("delete from raw.usage_events where batch_id = 'bad'")
+    warehouse.build_models(as_of="2026-11-01 15:00:00", full_refresh=True)
+    count_as_whole(warehouse)
+    with pytest.raises(CloseRefused, match=r"within grace until 2026-11-02"):
+        close(warehouse, "2026-10")
+    forced = close(warehouse, "2026-10", forced_reason="the auditor waits")
+    assert warehouse.query("select run_id, forced_reason from ledger.billing_runs where forced_reason is not null") == [
+        (forced.run_id, "the auditor waits")
+    ]
+
+
+def test_two_closes_at_once_append_once(two_months: Warehouse) -> None:
+    """Two sessions of one process, the second inside the first's transaction: one appends, the other is told."""
+    warehouse = two_months
+    with connect(warehouse.settings) as first, connect(warehouse.settings) as second:
+        with pytest.raises(BusyError), second.transaction():
+            with first.transaction():
+                first.execute("update ledger.close_lock set holder = 'first'")
+                second.execute("select count(*) from ledger.billing_ledger")
+            second.execute("update ledger.close_lock set holder = 'second'")
+    with connect(warehouse.settings) as connection:
+        assert connection.execute("select holder from ledger.close_lock").rows == [("first",)]
+    # And two processes: DuckDB lets one write.
+    with connect(warehouse.settings):
+        answer = subprocess.run(
+            [sys.executable, "-m", "orchestration.cli", "close", "--period", "2026-09"],
+            env={**os.environ, "METERING_DUCKDB_PATH": str(warehouse.settings.database), "METERING_TARGET": "ci"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert answer.returncode == 1
+    assert "cannot be opened" in answer.stderr
+    assert close(warehouse, "2026-09").lines > 0
+
+
+KILLED_CLOSE = """
+import os, signal, sys
+from pathlib import Path
+from orchestration.lib import close, ledger_export
+from orchestration.lib.project import Settings
+from orchestration.lib.warehouse import DuckDBWarehouse
+
+database, project, step = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+calls = 0
+
+def dying(method):
+    def call(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return method(*arguments, **options)
+    return call
+
+DuckDBWarehouse.execute = dying(DuckDBWarehouse.execute)
+ledger_export.os.replace = dying(os.replace)
+close.run_guards = lambda *_: type("Green", (), {"require_passed": lambda self: None})()
+close.close_periods(Settings(database=database, target="ci", project=project), ["2026-09"], progress=lambda _: None)
+print("closed after", calls)
+"""
+
+
+def test_a_close_killed_at_any_step_and_run_again_is_one_close(two_months: Warehouse, tmp_path: Path) -> None:
+    """kill -9 before each statement and before the export gets its name. The guards are judged in other tests."""
+    warehouse = two_months
+    database = warehouse.settings.database
+    pristine = database.read_bytes()
+
+    def run(step: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", KILLED_CLOSE, str(database), str(warehouse.settings.project), str(step)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    def stamps_apart() -> tuple[list[Row], list[Row], list[Row]]:
+        return (
+            warehouse.query("select * exclude (closed_at) from ledger.billing_ledger order by line_id"),
+            warehouse.query("select * exclude (closed_at) from ledger.billing_runs"),
+            warehouse.query("select * from ledger.closed_periods order by all"),
+        )
+
+    whole = run(0)
+    steps = int(whole.stdout.split()[-1])
+    assert steps > 10
+    expected = stamps_apart()
+    killed = 0
+    for step in range(1, steps + 1):
+        database.write_bytes(pristine)
+        Path(f"{database}.wal").unlink(missing_ok=True)
+        for path in warehouse.settings.ledger_exports.iterdir():
+            path.unlink()
+        died = run(step)
+        assert died.returncode == -signal.SIGKILL, died.stderr
+        killed += 1
+        again = run(0)
+        assert again.returncode == 0, again.stderr
+        assert stamps_apart() == expected
+        assert [path.name for path in warehouse.settings.ledger_exports.glob("*.parquet")] == ["2026-09.1.parquet"]
+    assert killed == steps
