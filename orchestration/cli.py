@@ -19,8 +19,11 @@ from orchestration.lib.guards import run_guards
 from orchestration.lib.invoices import describe_invoice, list_invoices
 from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals
 from orchestration.lib.project import MeteringError, build, read_settings
+from orchestration.lib.scenario import drop_scenario, name_from
 from orchestration.lib.sync import guarded_sync
 from orchestration.lib.warehouse import Warehouse, connect, require_successful_build
+from orchestration.lib.what_if import what_if
+from orchestration.lib.what_if_report import FORMATS, describe
 
 
 class _Instant(click.ParamType[str]):
@@ -95,7 +98,9 @@ def check() -> None:
 @click.option("--all-due", is_flag=True, help="Close every period that is over with its grace, the earliest first.")
 @click.option("--customer", "customers", multiple=True, metavar="ID", help="Only this customer; may be repeated.")
 @click.option(
-    "--adjustments", is_flag=True, help="Bill what has changed of closed periods now, on invoices of the closed --period."
+    "--adjustments",
+    is_flag=True,
+    help="Bill what has changed of closed periods now, on invoices of the closed --period.",
 )
 @click.option(
     "--force", "forced_reason", metavar="REASON", help="In spite of a red guard or events within grace; recorded."
@@ -212,6 +217,47 @@ def explain(line_id: str, events: bool) -> None:
 def demo(events: tuple[str, ...], totals: Path | None) -> None:
     """Run everything once, in a warehouse of its own (data/demo), up to draft invoices in the local Stripe server."""
     run_demo(events, totals, progress=click.echo)
+
+
+@cli.command()
+@click.argument("price_book", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--from", "from_period", metavar="YYYY-MM", help="First billing period to compare.")
+@click.option("--to", "to_period", metavar="YYYY-MM", help="Last billing period to compare.")
+@click.option("--name", help="Name of the scenario; by default that of the folder.")
+@click.option("--keep", is_flag=True, help="Leave the scenario's schemas in the warehouse; metering drop removes them.")
+@click.option("--format", "output_format", type=click.Choice(FORMATS), default="table", show_default=True)
+def whatif(
+    price_book: Path, from_period: str | None, to_period: str | None, name: str | None, keep: bool, output_format: str
+) -> None:
+    """Rate real history with the price book in the folder PRICE_BOOK beside the one in force, and print the difference.
+
+    PRICE_BOOK holds CSV files of seeds/pricing; one that is not there is taken from the price book in force. The
+    present stays as it is. The mart fct_what_if has all rows of the latest run of each name.
+    """
+    found = what_if(
+        read_settings(),
+        price_book,
+        from_period=from_period,
+        to_period=to_period,
+        name=name or name_from(price_book.resolve().name),
+        keep=keep,
+        progress=_progress_on_standard_error,
+    )
+    click.echo(describe(found, output_format))
+    if found.schemas is not None:
+        click.echo(f"kept: {found.schemas}marts; remove with: metering drop {found.schemas}", err=True)
+
+
+@cli.command()
+@click.argument("prefix")
+def drop(prefix: str) -> None:
+    """Drop the schemas that metering whatif --keep or metering as-of left; PREFIX as it was printed."""
+    for schema in drop_scenario(read_settings(), prefix):
+        click.echo(f"dropped {schema}")
+
+
+def _progress_on_standard_error(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def main() -> None:
