@@ -1,4 +1,5 @@
-"""The command line: metering load, build, check, close, adjustments, sync, invoices, explain, demo.
+"""The command line: metering load, build, check, close, adjustments, sync, invoices, explain, whatif, as-of,
+reproduce, drop, demo.
 
 Exit codes: 0 all well; 1 something failed or a guard is red, with the reason on standard error; 2 wrong usage.
 """
@@ -18,6 +19,7 @@ from orchestration.lib.explain import explain_line
 from orchestration.lib.guards import run_guards
 from orchestration.lib.invoices import describe_invoice, list_invoices
 from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals
+from orchestration.lib.past import rebuild_as_of, reproduce_runs
 from orchestration.lib.project import MeteringError, build, read_settings
 from orchestration.lib.scenario import drop_scenario, name_from
 from orchestration.lib.sync import guarded_sync
@@ -246,6 +248,44 @@ def whatif(
     click.echo(describe(found, output_format))
     if found.schemas is not None:
         click.echo(f"kept: {found.schemas}marts; remove with: metering drop {found.schemas}", err=True)
+
+
+@cli.command(name="as-of")
+@click.argument("instant", type=_Instant())
+@click.option("--mart", "marts", multiple=True, metavar="NAME", help="Build only this mart; may be repeated.")
+@click.option("--name", help="Name for the schemas; by default made of the instant.")
+def as_of_command(instant: str, marts: tuple[str, ...], name: str | None) -> None:
+    """Build marts as known at INSTANT (UTC unless it has an offset), into schemas beside the present.
+
+    Deliveries received until then, the seeds of the last successful build that had begun, the ledger as it was.
+    """
+    past = rebuild_as_of(
+        read_settings(), datetime.fromisoformat(instant), name=name, marts=marts, progress=_progress_on_standard_error
+    )
+    click.echo(f"as known at {past.instant} UTC, price book {past.price_book_hash}:")
+    for schema in past.schemas:
+        click.echo(f"  {schema}")
+    click.echo(f"remove with: metering drop {past.prefix}")
+
+
+@cli.command()
+@click.option("--run", "run_id", metavar="RUN_ID", help="The billing run, such as 2026-10.1.")
+@click.option("--all", "all_runs", is_flag=True, help="Every billing run.")
+def reproduce(run_id: str | None, all_runs: bool) -> None:
+    """Build billing runs again as known when they were closed, and hold them against the ledger, to the cent.
+
+    Exits with 1 when a line differs.
+    """
+    if (run_id is None) is not all_runs:
+        raise click.UsageError("Give --run RUN_ID or --all.")
+    found = reproduce_runs(read_settings(), run_id, progress=_progress_on_standard_error)
+    for reproduction in found:
+        click.echo(reproduction.describe())
+    different = [reproduction.run_id for reproduction in found if reproduction.differences]
+    if different:
+        raise MeteringError(f"Not what the ledger says: {', '.join(different)}.")
+    if not found:
+        click.echo("The ledger has no billing run yet.")
 
 
 @cli.command()
