@@ -8,5 +8,5 @@
 {%- endmacro %}
 
 {% macro default__event_key_number(idempotency_key) -%}
-    to_number(left(md5({{ idempotency_key }}), 15), 'XXXXXXXXXXXXXXX')
+    to_number(upper(left(md5({{ idempotency_key }}), 15)), 'XXXXXXXXXXXXXXX')
 {%- endmacro %}

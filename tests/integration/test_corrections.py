@@ -146,7 +146,12 @@ def test_each_kind_of_correction_counts_as_it_should(warehouse: Warehouse, make_
         assert reasons == reasons_of(landed), f"after batch {batch}"
         events = {each.event["idempotency_key"]: each.event for each in reversed(landed)}
         assert metered(warehouse) == expected_from(reasons, events), f"after batch {batch}"
-    assert metered(warehouse)[0][2] == 1 + 16
+    requests, keys_hash, context_tokens = metered(warehouse)[0]
+    assert context_tokens == 1 + 16
+    assert warehouse.query(
+        "select sum(event_count)::bigint, sum(event_keys_hash)::varchar from marts.fct_invoice_lines "
+        "where metric_code = 'context_tokens'"
+    ) == [(requests, keys_hash)]
     statuses = warehouse.query(
         "select idempotency_key, status, chain_depth from marts.fct_event_corrections order by 1"
     )
