@@ -254,7 +254,7 @@ from orchestration.lib import close, ledger_export
 from orchestration.lib.project import Settings
 from orchestration.lib.warehouse import DuckDBWarehouse
 
-database, project, step = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+database, project, step, period = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 calls = 0
 
 def dying(method):
@@ -269,7 +269,7 @@ def dying(method):
 DuckDBWarehouse.execute = dying(DuckDBWarehouse.execute)
 ledger_export.os.replace = dying(os.replace)
 close.run_guards = lambda *_: type("Green", (), {"require_passed": lambda self: None})()
-close.close_periods(Settings(database=database, target="ci", project=project), ["2026-09"], progress=lambda _: None)
+close.close_periods(Settings(database=database, target="ci", project=project), [period], progress=lambda _: None)
 print("closed after", calls)
 """
 
@@ -282,7 +282,7 @@ def test_a_close_killed_at_any_step_and_run_again_is_one_close(two_months: Wareh
 
     def run(step: int) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", KILLED_CLOSE, str(database), str(warehouse.settings.project), str(step)],
+            [sys.executable, "-c", KILLED_CLOSE, str(database), str(warehouse.settings.project), str(step), "2026-09"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
 
