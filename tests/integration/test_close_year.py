@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import os
 import random
-import types
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
-
-import pytest
 
 from tests.integration.closing_book import (
     CUSTOMERS,
@@ -34,14 +31,9 @@ MONTHS = int(os.environ.get("METERING_CLOSE_MONTHS", "3"))
 SEED = int(os.environ.get("METERING_CLOSE_SEED", "1"))
 
 
-@pytest.fixture(autouse=True)
-def _green_guards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guards are judged in other tests, and take longer than all else that a close does."""
-    green = types.SimpleNamespace(require_passed=lambda: None)
-    monkeypatch.setattr("orchestration.lib.close.run_guards", lambda *_: green)
-
-
-def test_a_year_of_closes_equals_the_oracle(warehouse_of_copy: Warehouse, project_copy: Path) -> None:
+def test_a_year_of_closes_equals_the_oracle(
+    warehouse_of_copy: Warehouse, project_copy: Path, green_guards: None
+) -> None:
     warehouse = warehouse_of_copy
     seeds = price_book()
     write_seeds(project_copy, seeds)
