@@ -82,6 +82,26 @@
         error_code varchar,
         error_body varchar
     )",
+    "create table if not exists ops.what_if_lines (
+        what_if_id varchar not null,
+        scenario_name varchar not null,
+        price_book_hash varchar not null,
+        as_of datetime not null,
+        recorded_at datetime not null,
+        customer_id varchar not null,
+        customer_name varchar,
+        line_type varchar not null,
+        item_code varchar not null,
+        billing_period varchar not null,
+        currency_code varchar not null,
+        minor_units integer not null,
+        quantity_now decimal(38, 9),
+        quantity_then decimal(38, 9),
+        amount_now decimal(28, 4),
+        amount_then decimal(28, 4),
+        amount_minor_now bigint,
+        amount_minor_then bigint
+    )",
     "create table if not exists ledger.billing_runs (
         run_id varchar not null,
         billing_period varchar not null,

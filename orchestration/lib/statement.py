@@ -149,7 +149,7 @@ def _read(warehouse: Warehouse, invoice_id: str) -> StatementSource:
             name: _recorded_seed(warehouse, digest, f"{folder}/{name}.csv")
             for folder, name in (("catalog", "billable_metrics"), ("pricing", "charges"), ("pricing", "currencies"))
         }
-        return StatementSource(closed, _billed_before(warehouse, invoice_id), closed[0], is_draft=False, seeds=recorded)
+        return StatementSource(closed, _billed_before(warehouse, closed), closed[0], is_draft=False, seeds=recorded)
     drafts = warehouse.execute(
         "select * from marts.fct_invoice_lines where invoice_id = ? and run_id is null", [invoice_id]
     ).records()
@@ -162,7 +162,7 @@ def _read(warehouse: Warehouse, invoice_id: str) -> StatementSource:
         name: warehouse.execute(f"select * from seeds.{name}").records()
         for name in ("billable_metrics", "charges", "currencies")
     }
-    return StatementSource(drafts, _billed_before(warehouse, invoice_id), facts, is_draft=True, seeds=seeds)
+    return StatementSource(drafts, _billed_before(warehouse, drafts), facts, is_draft=True, seeds=seeds)
 
 
 def _recorded_seed(warehouse: Warehouse, digest: str, seed: str) -> list[Row]:
@@ -180,36 +180,23 @@ def _recorded_seed(warehouse: Warehouse, digest: str, seed: str) -> list[Row]:
     ]
 
 
-def _billed_before(warehouse: Warehouse, invoice_id: str) -> dict[str, Row]:
-    """What the ledger had of each line of an invoice before it, by the line's id."""
-    rows = warehouse.execute(
-        f"""
-        with invoice_lines as (
-            select line_id, rated_line_id, currency_code, entry_number
+def _billed_before(warehouse: Warehouse, lines: Sequence[Row]) -> dict[str, Row]:
+    """What the ledger had of the lines that are not the first entry of theirs, by the id of the line."""
+    before: dict[str, Row] = {}
+    for line in lines:
+        if line["entry_kind"] == "original":
+            continue
+        [sums] = warehouse.execute(
+            f"""
+            select count(*) as entries, {", ".join(f"coalesce(sum({name}), 0) as {name}" for name in _MEASURES)}
             from ledger.billing_ledger
-            where invoice_id = $invoice_id
-
-            union
-
-            select line_id, rated_line_id, currency_code, entry_number
-            from marts.fct_invoice_lines
-            where invoice_id = $invoice_id and run_id is null
-        )
-
-        select
-            invoice_lines.line_id,
-            {", ".join(f"sum(earlier.{measure}) as {measure}" for measure in _MEASURES)}
-        from invoice_lines
-        inner join ledger.billing_ledger as earlier
-            on
-                invoice_lines.rated_line_id = earlier.rated_line_id
-                and invoice_lines.currency_code = earlier.currency_code
-                and invoice_lines.entry_number > earlier.entry_number
-        group by invoice_lines.line_id
-        """,
-        {"invoice_id": invoice_id},
-    ).records()
-    return {row["line_id"]: row for row in rows}
+            where rated_line_id = ? and currency_code = ? and entry_number < ?
+            """,
+            [line["rated_line_id"], line["currency_code"], line["entry_number"]],
+        ).records()
+        if sums["entries"]:
+            before[line["line_id"]] = sums
+    return before
 
 
 def _unknown_invoice(warehouse: Warehouse, invoice_id: str) -> str:

@@ -99,6 +99,13 @@ def test_every_invoice_of_the_demo_adds_up(warehouse: Warehouse, tmp_path: Path)
         text = Page(october.read_text(encoding="utf-8")).text
         assert "Adjusts the billing period September 2026, billed by run 2026-09.1" in text
         assert "(Asia/Tokyo)" in text
+        billed_before = connection.execute(
+            "select sum(billed.amount) from marts.fct_invoice_lines as drafts inner join ledger.billing_ledger as billed "
+            "on drafts.rated_line_id = billed.rated_line_id where drafts.invoice_id = 'cus_004/2026-10/JPY' "
+            "and drafts.entry_kind = 'adjustment' group by drafts.line_id"
+        ).rows
+        assert billed_before
+        assert all(f"Billed before−{amount:,.0f}" in text for (amount,) in billed_before)
 
         with pytest.raises(
             MeteringError, match=r"no invoice 'cus_000/2026-9/USD'. The nearest are cus_000/2026-09/USD"

@@ -355,6 +355,29 @@ def crash_after(side: Side, calls: int, *arguments: str) -> list[int]:
     return seen
 
 
+def ledger(side: Side) -> list[Any]:
+    """The lines of the ledger, but for the time of the close, which is the last column."""
+    with side.session() as warehouse:
+        return [row[:-1] for row in warehouse.execute("select * from ledger.billing_ledger order by line_id").rows]
+
+
+def crash_in_the_close(side: Side) -> None:
+    """Die when the lines are appended and the period is not marked as closed yet: nothing of it stays."""
+    execute = SnowflakeWarehouse.execute
+
+    def dying(self: SnowflakeWarehouse, sql: str, parameters: Any = ()) -> Any:
+        if "insert into ledger.closed_periods" in sql:
+            raise Crash
+        return execute(self, sql, parameters)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SnowflakeWarehouse, "execute", dying)
+        with pytest.raises(Crash):
+            side.run("close", "--period", "2026-09")
+    with side.session() as warehouse:
+        assert warehouse.execute("select count(*) from ledger.billing_ledger").rows == [(0,)]
+
+
 def test_from_files_to_draft_invoices_as_on_duckdb(
     standin: Standin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -397,11 +420,22 @@ def test_from_files_to_draft_invoices_as_on_duckdb(
     assert sync_log(snowflake) == set()
 
     # As a row of guard_exceptions.csv and another build would.
-    with snowflake.session() as warehouse:
-        warehouse.execute(
-            "update marts.fct_guard_measurements set exception_reason = 'known' where guard_code = 'ingestion_error_rate'"
-        )
+    for side in (beside, snowflake):
+        with side.session() as warehouse:
+            warehouse.execute(
+                "update marts.fct_guard_measurements set exception_reason = 'known' where guard_code = 'ingestion_error_rate'"
+            )
     assert "ok   ingestion_error_rate: 1 measured, 0 in breach" in snowflake.succeed("check")
+
+    crash_in_the_close(snowflake)
+    for side in (beside, snowflake):
+        assert "run 2026-09.1: 40 customers closed" in side.succeed("close", "--period", "2026-09")
+        assert "2026-09: nothing to append" in side.succeed("close", "--period", "2026-09")
+    assert ledger(snowflake) == ledger(beside) != []
+    exported = (
+        f"select * exclude (closed_at) from '{tmp_path}/state/metering.ledger/2026-09.1.parquet' order by line_id"
+    )
+    assert duckdb.sql(exported).fetchall() == ledger(snowflake)
     assert crash_after(snowflake, 5, "sync", "--period", "2026-09") == [1, 1, 1, 1, 1]
     crashed = sync_log(snowflake)
     with snowflake.session() as warehouse:
