@@ -6,7 +6,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -184,7 +184,7 @@ def _terms(seeds: Seeds, customer: str, plan: str, currency: str, rate: int) -> 
 
 @dataclass
 class Usage:
-    """Draws events and remembers what has been delivered: `events` counts, one of each key."""
+    """Draws events and remembers what counts of those that were delivered: `events`."""
 
     random: random.Random
     events: list[Event] = field(default_factory=list)
@@ -199,7 +199,7 @@ class Usage:
             )
             at = min(max(bound - timedelta(microseconds=self.random.randint(0, 1)), first), last)
         return {
-            "idempotency_key": f"e{len(self.events)}-{self.random.randrange(10**9)}",
+            "idempotency_key": f"e-{self.random.randrange(10**12)}",
             "event_type": "work",
             "schema_version": 1,
             "customer_id": customer,
@@ -211,13 +211,31 @@ class Usage:
             },
         }
 
+    def correct(self, count: int) -> list[Event]:
+        """Voids and replacements of what has been delivered, of any age. What counts afterwards is in `events`."""
+        corrections = []
+        for event in self.random.sample(self.events, min(count, len(self.events))):
+            self.events.remove(event)
+            correction = {
+                **event,
+                "idempotency_key": f"c-{event['idempotency_key']}",
+                "corrects": event["idempotency_key"],
+                "correction": self.random.choice(["void", "replace"]),
+            }
+            if correction["correction"] == "replace":
+                amount = str(Decimal(self.random.randint(0, 20_000)) / 100)
+                correction["properties"] = event["properties"] | {"amount": amount}
+                self.events.append(correction)
+            corrections.append(correction)
+        return corrections
+
     def deliver(
-        self, warehouse: Warehouse, received_at: datetime, events: Sequence[Event], copies: Iterable[Event] = ()
+        self, warehouse: Warehouse, received_at: datetime, events: Sequence[Event], others: Sequence[Event] = ()
     ) -> None:
-        """Land new events, and copies of such that were delivered before."""
+        """Land new events, and others that add none: copies and corrections."""
         self.batches += 1
-        for number, event in enumerate([*events, *copies]):
-            warehouse.insert_delivery(f"b{self.batches}", number, received_at, event)
+        landed = enumerate([*events, *others])
+        warehouse.insert_deliveries((f"b{self.batches}", number, received_at, event) for number, event in landed)
         self.events += events
 
 

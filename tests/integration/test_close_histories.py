@@ -63,7 +63,7 @@ class History:
     # ---------- what changes
 
     def receive(self) -> None:
-        """Usage of the month and of months before, with copies of what was received before."""
+        """Usage of the month and of months before, with copies and corrections of what was received before."""
         events = []
         for customer, (_, _, subscribed_at, _, _) in CUSTOMERS.items():
             months = [self.month] * self.random.randint(0, 8) + self.random.choices(
@@ -73,8 +73,9 @@ class History:
                 first = max(month_start(month), subscribed_at)
                 events.append(self.usage.draw(customer, first, month_start(month + 1)))
         copies = self.random.choices(self.usage.events, k=3) if self.usage.events else []
-        self.usage.deliver(self.warehouse, self.as_of - timedelta(hours=1), events, copies)
-        self.note("receive", len(events))
+        corrections = self.usage.correct(self.random.randint(0, 3))
+        self.usage.deliver(self.warehouse, self.as_of - timedelta(hours=1), events, copies + corrections)
+        self.note("receive", f"{len(events)} events, {len(corrections)} corrections")
 
     def change_prices(self) -> None:
         """Of the past too, as nothing forbids it."""

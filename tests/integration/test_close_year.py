@@ -51,7 +51,8 @@ def test_a_year_of_closes_equals_the_oracle(
             for earlier in [max(1, month - usage.random.choice([1, 1, 1, 2, 3, 6]))]
             for first in [max(month_start(earlier), CUSTOMERS[customer][2])]
         ]
-        usage.deliver(warehouse, end - timedelta(hours=1), late + in_time, usage.events[-2:])
+        copies, corrections = usage.events[-2:], usage.correct(3 if month > 1 else 0)
+        usage.deliver(warehouse, end - timedelta(hours=1), late + in_time, copies + corrections)
         build(warehouse, as_of)
         ledger.require_kept(warehouse)
         require_conserved(warehouse)
@@ -69,15 +70,16 @@ def test_a_year_of_closes_equals_the_oracle(
         seen["cents"] += require_oracle(warehouse, seeds, usage.events, as_of, closed)
         assert close(warehouse, period_of(month)).run_id is None
         seen["late"] += len(late)
+        seen.update(correction["correction"] for correction in corrections)
     adjustments = warehouse.query(
         "select count(*), sum(abs(amount_minor)) from ledger.billing_ledger where entry_kind = 'adjustment'"
     )
     print(
         f"seed {SEED}: {MONTHS} closes, {seen['killed']} killed and run again, {len(usage.events)} events, "
-        f"{seen['late']} of them late, {adjustments[0][0]} adjustments of {adjustments[0][1]} minor units, "
+        f"{seen['late']} of them late, {seen['void']} voids, {seen['replace']} replacements, {adjustments[0][0]} adjustments of {adjustments[0][1]} minor units, "
         f"{seen['cents']} minor units compared"
     )
-    assert seen["killed"] > 0
+    assert min(seen["killed"], seen["void"], seen["replace"]) > 0
     assert adjustments[0][0] == seen["pending"] > 10
     line_types = {row[0] for row in warehouse.query("select distinct line_type from ledger.billing_ledger")}
     assert line_types == {"usage", "flat", "minimum", "commitment", "credit"}
