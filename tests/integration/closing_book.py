@@ -12,6 +12,7 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from orchestration.lib.project import PROJECT_DIR
 from tests.integration.conftest import Row, Warehouse
 from tests.integration.oracle import CreditKey, LineKey, Oracle
 from tests.integration.test_close import KILLED_CLOSE
@@ -28,6 +29,8 @@ CUSTOMERS = {
     "cus_ktm": ("plan-jpy", "Asia/Kathmandu", datetime(2025, 1, 10), "JPY", 100),
 }
 REGIONS = ["eu", "us"]
+# Whether this project lets an event void or replace another.
+HAS_CORRECTIONS = (PROJECT_DIR / "models/intermediate/events/int_event_corrections.sql").exists()
 
 
 def month_start(month: int) -> datetime:
@@ -213,7 +216,9 @@ class Usage:
 
     def correct(self, count: int) -> list[Event]:
         """Voids and replacements of what has been delivered, of any age. What counts afterwards is in `events`."""
-        corrections = []
+        corrections: list[Event] = []
+        if not HAS_CORRECTIONS:
+            return corrections
         for event in self.random.sample(self.events, min(count, len(self.events))):
             self.events.remove(event)
             correction = {
@@ -234,8 +239,8 @@ class Usage:
     ) -> None:
         """Land new events, and others that add none: copies and corrections."""
         self.batches += 1
-        landed = enumerate([*events, *others])
-        warehouse.insert_deliveries((f"b{self.batches}", number, received_at, event) for number, event in landed)
+        for number, event in enumerate([*events, *others]):
+            warehouse.insert_delivery(f"b{self.batches}", number, received_at, event)
         self.events += events
 
 
