@@ -221,16 +221,13 @@ def test_what_must_not_be_closed(two_months: Warehouse) -> None:
 
 
 def test_a_build_of_the_past_takes_nothing_back(two_months: Warehouse) -> None:
-    """Late usage that was billed is not there in a build as of a time before it: no close may credit it."""
+    """It does not hold what came in later and was billed since, so no close may follow it."""
     warehouse = two_months
     close(warehouse, "2026-09")
-    warehouse.insert_delivery("late", 1, datetime(2026, 10, 20), usage("late", "2026-09-30", 1_000_000, "cus_001"))
-    build(warehouse, AFTER_OCTOBER)
-    assert close(warehouse, "2026-10").adjustments > 0
     billed = ledger(warehouse)
-    warehouse.build_models(as_of=AFTER_SEPTEMBER.isoformat(sep=" "), full_refresh=True)
+    warehouse.build_models(as_of="2026-10-02 20:00:00", full_refresh=True)
     count_as_whole(warehouse)
-    with pytest.raises(CloseRefused, match=r"until 2026-10-03 .* the last close until 2026-11-03"):
+    with pytest.raises(CloseRefused, match=r"until 2026-10-02 20:00:00 UTC, the last close until 2026-10-03"):
         close(warehouse, "2026-09", adjustments_only=True)
     assert ledger(warehouse) == billed
 
