@@ -1,5 +1,4 @@
-"""The command line: metering load, build, check, close, adjustments, sync, invoices, explain, whatif, as-of,
-reproduce, drop, demo.
+"""The command line: metering, with the commands that metering --help lists.
 
 Exit codes: 0 all well; 1 something failed or a guard is red, with the reason on standard error; 2 wrong usage.
 """
@@ -18,10 +17,12 @@ from orchestration.lib.demo import run_demo
 from orchestration.lib.explain import explain_line
 from orchestration.lib.guards import run_guards
 from orchestration.lib.invoices import describe_invoice, list_invoices
-from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals
+from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals, land_shadow_billing
 from orchestration.lib.past import rebuild_as_of, reproduce_runs
 from orchestration.lib.project import MeteringError, build, read_settings
 from orchestration.lib.scenario import drop_scenario, name_from
+from orchestration.lib.shadow import describe_comparison, list_comparisons
+from orchestration.lib.statement import write_statement
 from orchestration.lib.sync import guarded_sync
 from orchestration.lib.warehouse import Warehouse, connect, require_successful_build
 from orchestration.lib.what_if import what_if
@@ -55,16 +56,21 @@ def cli() -> None:
 @cli.command()
 @click.argument("files", nargs=-1, required=True)
 @click.option("--totals", is_flag=True, help="The files are CSV files of independent totals, not usage events.")
-def load(files: tuple[str, ...], totals: bool) -> None:
+@click.option("--shadow", is_flag=True, help="The files are CSV files of what another system billed, not usage events.")
+def load(files: tuple[str, ...], totals: bool, shadow: bool) -> None:
     """Land FILES (or quoted globs) of usage events: .jsonl, .ndjson, .json, .csv, also .gz, and .parquet.
 
     Each file is a batch. Loading a file twice is safe: copies of an event count once.
     """
+    if totals and shadow:
+        raise click.UsageError(
+            "--totals and --shadow exclude each other: load the two kinds of file one after the other."
+        )
     paths = expand_patterns(files)
     with connect(read_settings()) as warehouse:
-        if totals:
+        if totals or shadow:
             for path in paths:
-                land_independent_totals(warehouse, path, progress=click.echo)
+                (land_shadow_billing if shadow else land_independent_totals)(warehouse, path, progress=click.echo)
         else:
             batches = land_files(warehouse, paths, progress=click.echo)
             deliveries = sum(batch.deliveries for batch in batches)
@@ -205,6 +211,42 @@ def explain(line_id: str, events: bool) -> None:
             click.echo("\nevents:")
             for key, occurred_at, properties in warehouse.execute(explanation.events_sql).fetchall():
                 click.echo(f"{occurred_at.isoformat(sep=' ')}  {key}  {properties}")
+
+
+@cli.command()
+@click.argument("invoice_id")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="File to write; by default one in the folder statements beside the database.",
+)
+def statement(invoice_id: str, output: Path | None) -> None:
+    """Write the statement of the invoice INVOICE_ID as an HTML file that a customer can be sent, and print its path.
+
+    A closed invoice's comes from the ledger and never changes; that of a draft is marked as such.
+    """
+    settings = read_settings()
+    with connect(settings) as warehouse:
+        _warn_of_unfinished_build(warehouse)
+        click.echo(write_statement(settings, warehouse, invoice_id, output))
+
+
+@cli.command()
+@click.option("--system", metavar="NAME", help="Only this other system.")
+@click.option("--period", metavar="YYYY-MM", help="Only this billing period.")
+def shadow(system: str | None, period: str | None) -> None:
+    """Print what other systems billed beside our amounts, flagged differences first, each with what explains it.
+
+    What they billed is landed with metering load --shadow, and compared by metering build.
+    """
+    with connect(read_settings()) as warehouse:
+        _warn_of_unfinished_build(warehouse)
+        comparisons = list_comparisons(warehouse, system=system, billing_period=period)
+    for comparison in comparisons:
+        click.echo(describe_comparison(comparison))
+    flagged = sum(comparison.is_flagged for comparison in comparisons)
+    click.echo(f"{len(comparisons):,} amounts compared, {flagged:,} differences flagged")
 
 
 @cli.command()

@@ -42,6 +42,19 @@
         quantity decimal(38, 9) not null,
         source varchar not null
     )",
+    "create table if not exists raw.shadow_billing (
+        batch_id varchar not null,
+        line_number bigint not null,
+        received_at datetime not null,
+        system varchar not null,
+        customer_id varchar not null,
+        billing_period varchar not null,
+        charge_code varchar,
+        currency_code varchar not null,
+        quantity decimal(38, 9),
+        event_count bigint,
+        amount decimal(38, 9) not null
+    )",
     "create table if not exists ops.build_log (
         invocation_id varchar not null,
         step varchar not null,

@@ -24,6 +24,7 @@ LANDING_TABLES = (
     ("raw", "usage_events"),
     ("raw", "load_batches"),
     ("raw", "independent_totals"),
+    ("raw", "shadow_billing"),
     ("ops", "build_log"),
     ("ops", "stripe_sync_log"),
     ("ops", "what_if_lines"),
@@ -249,10 +250,13 @@ def raw_and_ops_table_statements(project: Path) -> list[str]:
 
 
 def _tables(warehouse: Warehouse) -> set[tuple[str, str]]:
-    """Schema and name of the landing tables, logs and marts that this session sees, in lower case."""
+    """Schema and name of the landing tables, logs, ledger and marts that this session sees, in lower case."""
     rows = warehouse.execute(
-        "select lower(table_schema), lower(table_name) from information_schema.tables "
-        "where lower(table_schema) in ('raw', 'ops', 'ledger', 'marts')"
+        " union ".join(
+            f"select lower(table_schema), lower(table_name) from information_schema.{kind} "
+            "where lower(table_schema) in ('raw', 'ops', 'ledger', 'marts')"
+            for kind in ("tables", "views")
+        )
     ).rows
     return {(schema, name) for schema, name in rows}
 
