@@ -204,6 +204,14 @@ class Store:
         """Put a pending invoice item on an invoice."""
         self._connection.execute("update objects set invoice = ? where id = ?", (invoice_id, item_id))
 
+    def set_status(self, object_id: str, status: str) -> None:
+        """Change an object's status."""
+        self._connection.execute("update objects set status = ? where id = ?", (status, object_id))
+
+    def delete(self, object_id: str) -> None:
+        """Remove an object."""
+        self._connection.execute("delete from objects where id = ?", (object_id,))
+
     def find_record(self, idempotency_key: str, *, not_before: int) -> IdempotencyRecord | None:
         """The record of a key made at or after `not_before` (seconds), or None."""
         row = self._connection.execute(
