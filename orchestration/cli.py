@@ -19,7 +19,8 @@ from orchestration.lib.guards import run_guards
 from orchestration.lib.invoices import describe_invoice, list_invoices
 from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals
 from orchestration.lib.project import MeteringError, build, read_settings
-from orchestration.lib.sync import guarded_sync
+from orchestration.lib.stripe_sync import describe_plan
+from orchestration.lib.sync import guarded_sync, plan_without_sending
 from orchestration.lib.warehouse import Warehouse, connect, require_successful_build
 
 
@@ -142,11 +143,15 @@ def adjustments(customer: str | None) -> None:
 
 @cli.command()
 @click.option("--period", metavar="YYYY-MM", help="Only this billing period; by default all that are closed.")
-def sync(period: str | None) -> None:
+@click.option("--dry-run", is_flag=True, help="Print what would be sent; send nothing, and do not run the guards.")
+def sync(period: str | None, dry_run: bool) -> None:
     """Send closed invoice lines to Stripe as items of draft invoices, each once, if the guards are green.
 
     Lines of a metric that finance has not confirmed are held back.
     """
+    if dry_run:
+        click.echo(describe_plan(plan_without_sending(read_settings(), billing_period=period)))
+        return
     guards, report = guarded_sync(read_settings(), billing_period=period, progress=click.echo)
     for outcome in guards.outcomes:
         click.echo(outcome.describe())
@@ -154,7 +159,7 @@ def sync(period: str | None) -> None:
         f"lines: {report.created} created, {report.confirmed_by_lookup} found in Stripe, "
         f"{report.already_confirmed} there already, {report.held} held, {report.blocked} blocked, "
         f"{report.failed} failed, "
-        f"{report.changed_after_sync} changed after they were sent"
+        f"{report.changed_after_sync} changed after they were sent; {report.finalized} invoices finalised"
     )
     if not report.is_clean:
         raise MeteringError("\n".join(["The sync needs attention:", *report.problems]))
