@@ -76,7 +76,8 @@ class IdempotencyRecord:
 class Store:
     """Reads and writes the state file. A new file is a new account with a random id.
 
-    Several processes may share one file: writes take SQLite's lock.
+    Several processes may share one file: writes take SQLite's lock. The path `:memory:` is a state that
+    goes with the process.
 
     Raises:
         LocalStripeError: the file is not a state file of this version.
@@ -153,6 +154,10 @@ class Store:
         """The object of this kind and id, or None."""
         rows = self._select("kind = ? and id = ?", (kind, object_id), "limit 1")
         return rows[0] if rows else None
+
+    def all(self, kind: str) -> list[StoredObject]:
+        """All objects of a kind, oldest first."""
+        return self._select("kind = ?", (kind,), "order by sequence")
 
     def page(
         self,
