@@ -56,9 +56,7 @@ def floor_outcomes(database: Path) -> Outcomes:
 
 def product_lines(database: Path) -> Lines:
     """Lines of usage, before commitments and credits, which are lines of their own."""
-    return _lines(
-        database, f"select {_KEY}, amount, event_count from marts.fct_rated_lines where line_type = 'usage'"
-    )
+    return _lines(database, f"select {_KEY}, amount, event_count from marts.fct_rated_lines where line_type = 'usage'")
 
 
 def rated_lines(database: Path) -> Lines:

@@ -1,10 +1,11 @@
-"""The command line: metering load, build, check, close, adjustments, sync, invoices, explain, demo.
+"""The command line: metering, with the commands that metering --help lists.
 
 Exit codes: 0 all well; 1 something failed or a guard is red, with the reason on standard error; 2 wrong usage.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +18,18 @@ from orchestration.lib.demo import run_demo
 from orchestration.lib.explain import explain_line
 from orchestration.lib.guards import run_guards
 from orchestration.lib.invoices import describe_invoice, list_invoices
-from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals
+from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals, land_shadow_billing
+from orchestration.lib.past import rebuild_as_of, reproduce_runs
 from orchestration.lib.project import MeteringError, build, read_settings
+from orchestration.lib.scenario import drop_scenario, name_from
+from orchestration.lib.shadow import describe_comparison, list_comparisons
+from orchestration.lib.statement import write_statement
+from orchestration.lib.stripe_reconcile import reconcile as reconcile_with_stripe
 from orchestration.lib.stripe_sync import describe_plan
 from orchestration.lib.sync import guarded_sync, plan_without_sending
 from orchestration.lib.warehouse import Warehouse, connect, require_successful_build
+from orchestration.lib.what_if import what_if
+from orchestration.lib.what_if_report import FORMATS, describe
 
 
 class _Instant(click.ParamType[str]):
@@ -51,16 +59,21 @@ def cli() -> None:
 @cli.command()
 @click.argument("files", nargs=-1, required=True)
 @click.option("--totals", is_flag=True, help="The files are CSV files of independent totals, not usage events.")
-def load(files: tuple[str, ...], totals: bool) -> None:
+@click.option("--shadow", is_flag=True, help="The files are CSV files of what another system billed, not usage events.")
+def load(files: tuple[str, ...], totals: bool, shadow: bool) -> None:
     """Land FILES (or quoted globs) of usage events: .jsonl, .ndjson, .json, .csv, also .gz, and .parquet.
 
     Each file is a batch. Loading a file twice is safe: copies of an event count once.
     """
+    if totals and shadow:
+        raise click.UsageError(
+            "--totals and --shadow exclude each other: load the two kinds of file one after the other."
+        )
     paths = expand_patterns(files)
     with connect(read_settings()) as warehouse:
-        if totals:
+        if totals or shadow:
             for path in paths:
-                land_independent_totals(warehouse, path, progress=click.echo)
+                (land_shadow_billing if shadow else land_independent_totals)(warehouse, path, progress=click.echo)
         else:
             batches = land_files(warehouse, paths, progress=click.echo)
             deliveries = sum(batch.deliveries for batch in batches)
@@ -96,7 +109,9 @@ def check() -> None:
 @click.option("--all-due", is_flag=True, help="Close every period that is over with its grace, the earliest first.")
 @click.option("--customer", "customers", multiple=True, metavar="ID", help="Only this customer; may be repeated.")
 @click.option(
-    "--adjustments", is_flag=True, help="Bill what has changed of closed periods now, on invoices of the closed --period."
+    "--adjustments",
+    is_flag=True,
+    help="Bill what has changed of closed periods now, on invoices of the closed --period.",
 )
 @click.option(
     "--force", "forced_reason", metavar="REASON", help="In spite of a red guard or events within grace; recorded."
@@ -165,6 +180,18 @@ def sync(period: str | None, dry_run: bool) -> None:
         raise MeteringError("\n".join(["The sync needs attention:", *report.problems]))
 
 
+@cli.command()
+def reconcile() -> None:
+    """Read Stripe back and compare events, ledger and Stripe invoice by invoice. Exits with 1 when an invoice is red.
+
+    Red is a difference above a threshold of guard_thresholds.csv. Missing, doubled and foreign items are named.
+    """
+    report = reconcile_with_stripe(read_settings(), os.environ)
+    click.echo(report.describe())
+    if report.red:
+        raise MeteringError(f"{len(report.red)} invoices differ from Stripe by more than the thresholds allow.")
+
+
 def _warn_of_unfinished_build(warehouse: Warehouse) -> None:
     """What is printed may come from several builds when the last one failed: say so, on standard error."""
     try:
@@ -206,6 +233,42 @@ def explain(line_id: str, events: bool) -> None:
 
 
 @cli.command()
+@click.argument("invoice_id")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="File to write; by default one in the folder statements beside the database.",
+)
+def statement(invoice_id: str, output: Path | None) -> None:
+    """Write the statement of the invoice INVOICE_ID as an HTML file that a customer can be sent, and print its path.
+
+    A closed invoice's comes from the ledger and never changes; that of a draft is marked as such.
+    """
+    settings = read_settings()
+    with connect(settings) as warehouse:
+        _warn_of_unfinished_build(warehouse)
+        click.echo(write_statement(settings, warehouse, invoice_id, output))
+
+
+@cli.command()
+@click.option("--system", metavar="NAME", help="Only this other system.")
+@click.option("--period", metavar="YYYY-MM", help="Only this billing period.")
+def shadow(system: str | None, period: str | None) -> None:
+    """Print what other systems billed beside our amounts, flagged differences first, each with what explains it.
+
+    What they billed is landed with metering load --shadow, and compared by metering build.
+    """
+    with connect(read_settings()) as warehouse:
+        _warn_of_unfinished_build(warehouse)
+        comparisons = list_comparisons(warehouse, system=system, billing_period=period)
+    for comparison in comparisons:
+        click.echo(describe_comparison(comparison))
+    flagged = sum(comparison.is_flagged for comparison in comparisons)
+    click.echo(f"{len(comparisons):,} amounts compared, {flagged:,} differences flagged")
+
+
+@cli.command()
 @click.option(
     "--events", multiple=True, metavar="FILE", help="Events to use instead of the generated ones; may be repeated."
 )
@@ -217,6 +280,85 @@ def explain(line_id: str, events: bool) -> None:
 def demo(events: tuple[str, ...], totals: Path | None) -> None:
     """Run everything once, in a warehouse of its own (data/demo), up to draft invoices in the local Stripe server."""
     run_demo(events, totals, progress=click.echo)
+
+
+@cli.command()
+@click.argument("price_book", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--from", "from_period", metavar="YYYY-MM", help="First billing period to compare.")
+@click.option("--to", "to_period", metavar="YYYY-MM", help="Last billing period to compare.")
+@click.option("--name", help="Name of the scenario; by default that of the folder.")
+@click.option("--keep", is_flag=True, help="Leave the scenario's schemas in the warehouse; metering drop removes them.")
+@click.option("--format", "output_format", type=click.Choice(FORMATS), default="table", show_default=True)
+def whatif(
+    price_book: Path, from_period: str | None, to_period: str | None, name: str | None, keep: bool, output_format: str
+) -> None:
+    """Rate real history with the price book in the folder PRICE_BOOK beside the one in force, and print the difference.
+
+    PRICE_BOOK holds CSV files of seeds/pricing; one that is not there is taken from the price book in force. The
+    present stays as it is. The mart fct_what_if has all rows of the latest run of each name.
+    """
+    found = what_if(
+        read_settings(),
+        price_book,
+        from_period=from_period,
+        to_period=to_period,
+        name=name or name_from(price_book.resolve().name),
+        keep=keep,
+        progress=_progress_on_standard_error,
+    )
+    click.echo(describe(found, output_format))
+    if found.schemas is not None:
+        click.echo(f"kept: {found.schemas}marts; remove with: metering drop {found.schemas}", err=True)
+
+
+@cli.command(name="as-of")
+@click.argument("instant", type=_Instant())
+@click.option("--mart", "marts", multiple=True, metavar="NAME", help="Build only this mart; may be repeated.")
+@click.option("--name", help="Name for the schemas; by default made of the instant.")
+def as_of_command(instant: str, marts: tuple[str, ...], name: str | None) -> None:
+    """Build marts as known at INSTANT (UTC unless it has an offset), into schemas beside the present.
+
+    Deliveries received until then, the seeds of the last successful build that had begun, the ledger as it was.
+    """
+    past = rebuild_as_of(
+        read_settings(), datetime.fromisoformat(instant), name=name, marts=marts, progress=_progress_on_standard_error
+    )
+    click.echo(f"as known at {past.instant} UTC, price book {past.price_book_hash}:")
+    for schema in past.schemas:
+        click.echo(f"  {schema}")
+    click.echo(f"remove with: metering drop {past.prefix}")
+
+
+@cli.command()
+@click.option("--run", "run_id", metavar="RUN_ID", help="The billing run, such as 2026-10.1.")
+@click.option("--all", "all_runs", is_flag=True, help="Every billing run.")
+def reproduce(run_id: str | None, all_runs: bool) -> None:
+    """Build billing runs again as known when they were closed, and hold them against the ledger, to the cent.
+
+    Exits with 1 when a line differs.
+    """
+    if (run_id is None) is not all_runs:
+        raise click.UsageError("Give --run RUN_ID or --all.")
+    found = reproduce_runs(read_settings(), run_id, progress=_progress_on_standard_error)
+    for reproduction in found:
+        click.echo(reproduction.describe())
+    different = [reproduction.run_id for reproduction in found if reproduction.differences]
+    if different:
+        raise MeteringError(f"Not what the ledger says: {', '.join(different)}.")
+    if not found:
+        click.echo("The ledger has no billing run yet.")
+
+
+@cli.command()
+@click.argument("prefix")
+def drop(prefix: str) -> None:
+    """Drop the schemas that metering whatif --keep or metering as-of left; PREFIX as it was printed."""
+    for schema in drop_scenario(read_settings(), prefix):
+        click.echo(f"dropped {schema}")
+
+
+def _progress_on_standard_error(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ create schema if not exists metering.marts;
 
 ---------- grants on schemas
 -- Tables of marts are replaced by each build, which drops their grants; grants on future tables come back with the table.
--- No role may update or delete in raw, ops or ledger. Who may insert stands in tables.sql, table by table.
+-- No role may update or delete in raw, ops or ledger, but for the row that a close locks. Who may insert stands in tables.sql, table by table.
 use role metering_owner;
 grant usage on schema metering.raw to role metering_loader;
 grant create stage on schema metering.raw to role metering_loader;
@@ -77,6 +77,7 @@ grant create file format on schema metering.raw to role metering_loader;
 grant usage on schema metering.raw to role metering_transformer;
 grant usage on schema metering.ops to role metering_transformer;
 grant usage on schema metering.ledger to role metering_transformer;
+grant usage on schema metering.ledger to role metering_reader;
 grant usage on schema metering.ops to role metering_sync;
 grant usage on schema metering.customer to role metering_customer;
 -- Each build begins with CREATE TABLE IF NOT EXISTS on the raw, ops and ledger tables.
@@ -94,8 +95,12 @@ grant usage on schema metering.seeds to role metering_sync;
 use role securityadmin;
 grant select on all tables in schema metering.marts to role metering_reader;
 grant select on future tables in schema metering.marts to role metering_reader;
+grant select on all views in schema metering.marts to role metering_reader;
+grant select on future views in schema metering.marts to role metering_reader;
 grant select on all tables in schema metering.marts to role metering_sync;
 grant select on future tables in schema metering.marts to role metering_sync;
+grant select on all views in schema metering.marts to role metering_sync;
+grant select on future views in schema metering.marts to role metering_sync;
 grant select on all tables in schema metering.seeds to role metering_reader;
 grant select on future tables in schema metering.seeds to role metering_reader;
 grant select on all tables in schema metering.seeds to role metering_sync;

@@ -4,12 +4,24 @@ use role metering_owner;
 grant select, insert on table metering.raw.usage_events to role metering_loader;
 grant select, insert on table metering.raw.load_batches to role metering_loader;
 grant select, insert on table metering.raw.independent_totals to role metering_loader;
+grant select, insert on table metering.raw.shadow_billing to role metering_loader;
 
 grant select on table metering.raw.usage_events to role metering_transformer;
 grant select on table metering.raw.load_batches to role metering_transformer;
 grant select on table metering.raw.independent_totals to role metering_transformer;
+grant select on table metering.raw.shadow_billing to role metering_transformer;
 grant select, insert on table metering.ops.build_log to role metering_transformer;
+grant select, insert on table metering.ops.what_if_lines to role metering_transformer;
 grant select, insert on table metering.ledger.price_books to role metering_transformer;
+grant select, insert on table metering.ledger.billing_runs to role metering_transformer;
+grant select, insert on table metering.ledger.closed_periods to role metering_transformer;
+grant select, insert on table metering.ledger.closed_terms to role metering_transformer;
+grant select, insert on table metering.ledger.billing_ledger to role metering_transformer;
+grant select, insert, update on table metering.ledger.close_lock to role metering_transformer;
+
+grant select on table metering.ledger.billing_runs to role metering_reader;
+grant select on table metering.ledger.billing_ledger to role metering_reader;
 
 grant select on table metering.ops.build_log to role metering_sync;
 grant select, insert on table metering.ops.stripe_sync_log to role metering_sync;
+grant select, insert on table metering.ops.stripe_readback to role metering_sync;

@@ -1,6 +1,6 @@
 {# Two rows a build, so that one that died in between shows. Only a build of everything, tests included, is whole. #}
 {% macro log_build(step, results=[]) %}
-    {% if execute and flags.WHICH in ('build', 'run', 'seed') %}
+    {% if execute and flags.WHICH in ('build', 'run', 'seed') and not var('schema_prefix') %}
         {% set failed = [] %}
         {% for result in results if result.status in ('error', 'fail', 'runtime error', 'skipped') %}
             {% do failed.append(result.node.unique_id) %}

@@ -42,6 +42,19 @@
         quantity decimal(38, 9) not null,
         source varchar not null
     )",
+    "create table if not exists raw.shadow_billing (
+        batch_id varchar not null,
+        line_number bigint not null,
+        received_at datetime not null,
+        system varchar not null,
+        customer_id varchar not null,
+        billing_period varchar not null,
+        charge_code varchar,
+        currency_code varchar not null,
+        quantity decimal(38, 9),
+        event_count bigint,
+        amount decimal(38, 9) not null
+    )",
     "create table if not exists ops.build_log (
         invocation_id varchar not null,
         step varchar not null,
@@ -68,6 +81,39 @@
         billing_period varchar,
         error_code varchar,
         error_body varchar
+    )",
+    "create table if not exists ops.what_if_lines (
+        what_if_id varchar not null,
+        scenario_name varchar not null,
+        price_book_hash varchar not null,
+        as_of datetime not null,
+        recorded_at datetime not null,
+        customer_id varchar not null,
+        customer_name varchar,
+        line_type varchar not null,
+        item_code varchar not null,
+        billing_period varchar not null,
+        currency_code varchar not null,
+        minor_units integer not null,
+        quantity_now decimal(38, 9),
+        quantity_then decimal(38, 9),
+        amount_now decimal(28, 4),
+        amount_then decimal(28, 4),
+        amount_minor_now bigint,
+        amount_minor_then bigint
+    )",
+    "create table if not exists ops.stripe_readback (
+        readback_id varchar not null,
+        read_at datetime not null,
+        stripe_account varchar not null,
+        entity varchar not null,
+        stripe_object_id varchar,
+        stripe_invoice_id varchar,
+        invoice_status varchar,
+        invoice_id varchar,
+        line_id varchar,
+        currency varchar,
+        amount_minor bigint
     )",
     "create table if not exists ledger.billing_runs (
         run_id varchar not null,

@@ -1,8 +1,8 @@
 """Closing a billing period: what is rated becomes lines of the ledger, which nothing changes afterwards.
 
-The warehouse decides what is appended: `int_line_differences` is what the ledger lacks, `int_pending_adjustments` which of it
-may be billed. A close reads both and appends in one transaction, so a crash leaves all of it or nothing, and a second
-close finds nothing that lacks.
+The warehouse decides what is appended: `int_line_differences` is what the ledger lacks, `int_pending_adjustments` which
+of it may be billed. A close reads both and appends in one transaction, so a crash leaves all of it or nothing, and a
+second close finds nothing that lacks.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def close_periods(
         billing_periods: ``YYYY-MM``, calendar months in the time zone of each subscription, in the order to close them.
             None for all that are over with their grace and have lines that are not closed.
         customers: ids of the customers to close; none for all.
-        adjustments_only: bill what has changed of closed periods now, on invoices of these periods, which must be closed.
+        adjustments_only: bill what has changed of closed periods now, on invoices of these closed periods.
         forced_reason: close although a guard is red or events are still within grace; recorded with the run.
         progress: called with a line of text as the work goes on.
 
@@ -184,10 +184,7 @@ def _require_present_price_book(warehouse: Warehouse, settings: Settings) -> Non
 
 def _scope(warehouse: Warehouse, customers: Sequence[str]) -> list[str]:
     """Ids of the customers to close: those asked for, or all that are known or have lines."""
-    known = [
-        customer_id
-        for (customer_id,) in warehouse.execute(f"{_KNOWN_CUSTOMERS} order by customer_id").rows
-    ]
+    known = [customer_id for (customer_id,) in warehouse.execute(f"{_KNOWN_CUSTOMERS} order by customer_id").rows]
     unknown = sorted(set(customers) - set(known))
     if unknown:
         raise CloseRefused(f"Not in dim_customers: {', '.join(unknown)}. Nothing was closed.")
@@ -195,7 +192,7 @@ def _scope(warehouse: Warehouse, customers: Sequence[str]) -> list[str]:
 
 
 def _over_at(warehouse: Warehouse, billing_period: str, scope: Sequence[str]) -> tuple[datetime, datetime, str]:
-    """When the period and its grace are over for the last of the customers: with grace, without, and the time zone; UTC."""
+    """When the period is over for the last of the customers, with its grace and without, in UTC; and the time zone."""
     (grace_hours,) = warehouse.execute("select grace_period_hours from staging.stg_event_policy").rows[0]
     wanted = set(scope)
     zones = {
@@ -218,13 +215,13 @@ def _require_over(
     with_grace, end, zone = _over_at(warehouse, billing_period, scope)
     if as_of < end:
         raise CloseRefused(
-            f"{billing_period} ends at {end} UTC ({zone}), and the last build saw events until {as_of} UTC: build again "
-            "after its end. Nothing was closed."
+            f"{billing_period} ends at {end} UTC ({zone}), and the last build saw events until {as_of} UTC: build "
+            "again after its end. Nothing was closed."
         )
     if as_of < with_grace and not forced:
         raise CloseRefused(
-            f"Events of {billing_period} are within grace until {with_grace} UTC ({zone}), and the last build saw events "
-            f"until {as_of} UTC: build again after that, or give --force REASON. Nothing was closed."
+            f"Events of {billing_period} are within grace until {with_grace} UTC ({zone}), and the last build saw "
+            f"events until {as_of} UTC: build again after that, or give --force REASON. Nothing was closed."
         )
 
 
@@ -281,7 +278,9 @@ def _append(
         with lines as (
             select {columns}, description
             from intermediate.int_line_differences
-            where $is_period and {of_customers} and entry_kind = 'original' and original_billing_period = $billing_period
+            where
+                $is_period and {of_customers}
+                and entry_kind = 'original' and original_billing_period = $billing_period
             union all
             select {columns}, 'Adjustment of ' || original_billing_period || ': ' || description as description
             from intermediate.int_pending_adjustments
@@ -359,4 +358,3 @@ def _append(
         totals_minor={row[0]: int(row[3]) for row in totals},
         earlier_open=tuple(period for (period,) in earlier),
     )
-

@@ -68,7 +68,7 @@ def _rows(warehouse: Warehouse, sql: str, parameters: Parameters = ()) -> list[d
 
 
 def _find_line(warehouse: Warehouse, line_id: str) -> tuple[str, dict[str, Any] | None]:
-    """The id of the rated line that an id of an invoice line, a rated line or the beginning of one means, and its row."""
+    """The id of the rated line that an id of an invoice or rated line, or the beginning of one, means, and its row."""
     prefix = line_id.strip().lower()
     found = _rows(
         warehouse,
@@ -126,7 +126,10 @@ def _ledger(warehouse: Warehouse, rated_line_id: str) -> list[str]:
             + (f", adjustment to run {entry['corrects_run_id']}" if entry["entry_kind"] == "adjustment" else "")
             for entry in entries
         ),
-        *(f"waiting         {_money(row['amount'], row)}: {row['cause']}, {row['adjustment_status']}" for row in waiting),
+        *(
+            f"waiting         {_money(row['amount'], row)}: {row['cause']}, {row['adjustment_status']}"
+            for row in waiting
+        ),
     ]
 
 

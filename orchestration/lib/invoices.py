@@ -142,7 +142,9 @@ def format_quantity(quantity: Decimal) -> str:
 
 def describe_invoice(invoice: Invoice) -> str:
     """An invoice as text: a heading, its lines, its total."""
-    lines = [f"{invoice.invoice_id}  {invoice.customer_name}  {invoice.state} {invoice.document_type.replace('_', ' ')}"]
+    lines = [
+        f"{invoice.invoice_id}  {invoice.customer_name}  {invoice.state} {invoice.document_type.replace('_', ' ')}"
+    ]
     for line in invoice.lines:
         included = f", {format_quantity(line.included_quantity_used)} included" if line.included_quantity_used else ""
         metered = format_quantity(line.metered_quantity) if line.line_type == "usage" else ""

@@ -1,4 +1,4 @@
-"""Landing: usage events and independent totals, from files into the raw tables.
+"""Landing: usage events, independent totals and billed amounts of other systems, from files into the raw tables.
 
 DuckDB reads the files, whatever the warehouse is. Each file is one batch, landed in one transaction. Nothing is checked
 here beyond whether a record can be read at all; a record that cannot be is landed with its line, its text and the
@@ -36,6 +36,9 @@ EVENT_FIELDS = (
 )  # fmt: skip
 TOTALS_FIELDS = (
     "metric_code", "customer_id", "dimensions", "period_start_at", "period_end_at", "quantity", "source",
+)  # fmt: skip
+SHADOW_FIELDS = (
+    "system", "customer_id", "billing_period", "charge_code", "currency_code", "quantity", "event_count", "amount",
 )  # fmt: skip
 _MAX_LINE_BYTES = 16 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
@@ -665,27 +668,75 @@ def land_independent_totals(warehouse: Warehouse, path: Path, *, progress: Progr
     Raises:
         MeteringError: a row is not as described; the message names the file, line, column and value.
     """
-    received_at = datetime.now(UTC).replace(tzinfo=None)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            missing = [field for field in TOTALS_FIELDS if field not in (reader.fieldnames or [])]
-            if missing:
-                raise MeteringError(f"{path}, line 1: lacks the column {', '.join(missing)}.")
-            rows = [_totals_row(path, number, row) for number, row in enumerate(reader, start=2)]
-    except (OSError, UnicodeDecodeError) as error:
-        raise MeteringError(f"{path}: cannot be read: {error}") from error
-    if not rows:
-        raise MeteringError(f"{path}: has no rows.")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    batch_id = f"{received_at:%Y%m%dT%H%M%S%fZ}-{digest[:12]}"
-    with warehouse.landing() as connection:
-        connection.executemany(
-            "insert into raw.independent_totals values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [[batch_id, row[0], received_at, *row[1:]] for row in rows],
-        )
+    rows = [_totals_row(path, number, row) for number, row in _csv_records(path, TOTALS_FIELDS)]
+    _append_rows(warehouse, path, "raw.independent_totals", rows)
     progress(f"landed {path.name}: {len(rows):,} independent totals")
     return len(rows)
+
+
+def land_shadow_billing(warehouse: Warehouse, path: Path, *, progress: Progress) -> int:
+    """Land a CSV file of what another system billed (columns SHADOW_FIELDS), whole or not at all.
+
+    ``charge_code`` is empty for a whole invoice. ``quantity``, in the metric's unit and before anything included, and
+    ``event_count`` may be empty. Rows that landed before stay: of several for the same system, customer, billing
+    period, charge and currency the one received last applies, so loading a file again changes nothing.
+
+    Returns:
+        Rows landed.
+
+    Raises:
+        MeteringError: a row is not as described; the message names the file, line, column and value.
+    """
+    rows = []
+    lines: dict[tuple[object, ...], int] = {}
+    for number, record in _csv_records(path, SHADOW_FIELDS):
+        row = _shadow_row(path, number, record)
+        earlier = lines.setdefault(tuple(row[1:6]), number)
+        if earlier != number:
+            raise MeteringError(
+                f"{path}, line {number}: is for the same system, customer_id, billing_period, charge_code and "
+                f"currency_code as line {earlier}. Nothing of the file was landed; add up what belongs together."
+            )
+        rows.append(row)
+    _append_rows(warehouse, path, "raw.shadow_billing", rows)
+    progress(f"landed {path.name}: {len(rows):,} billed amounts")
+    return len(rows)
+
+
+def _csv_records(path: Path, fields: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """The records of a CSV file that has these columns, each with its line; a cell that is not there is empty."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, restval="")
+            missing = [field for field in fields if field not in (reader.fieldnames or [])]
+            if missing:
+                raise MeteringError(f"{path}, line 1: lacks the column {', '.join(missing)}.")
+            records = []
+            for row in reader:
+                if None in row:
+                    raise MeteringError(
+                        f"{path}, line {reader.line_num}: has more values than line 1 has columns. "
+                        "Nothing of the file was landed; quote a value that holds a comma."
+                    )
+                records.append((reader.line_num, row))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise MeteringError(f"{path}: cannot be read: {error}") from error
+    if not records:
+        raise MeteringError(f"{path}: has no rows.")
+    return records
+
+
+def _append_rows(warehouse: Warehouse, path: Path, table: str, rows: Sequence[Sequence[object]]) -> None:
+    """Append rows, each beginning with its line, to a landing table as one batch."""
+    received_at = datetime.now(UTC).replace(tzinfo=None)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    batch_id = f"{received_at:%Y%m%dT%H%M%S%fZ}-{digest[:12]}"
+    marks = ", ".join("?" for _ in range(len(rows[0]) + 2))
+    with warehouse.landing() as connection:
+        connection.executemany(
+            f"insert into {table} values ({marks})",
+            [[batch_id, row[0], received_at, *row[1:]] for row in rows],
+        )
 
 
 def _totals_row(path: Path, number: int, row: dict[str, str]) -> list[object]:
@@ -726,3 +777,45 @@ def _totals_row(path: Path, number: int, row: dict[str, str]) -> list[object]:
         # Written as the metering writes it: one blank after each colon and comma.
         dimensions = json.dumps(parsed, ensure_ascii=False)
     return [number, row["metric_code"], row["customer_id"], dimensions, *bounds, quantity, row["source"]]
+
+
+def _shadow_row(path: Path, number: int, row: dict[str, str]) -> list[object]:
+    def fail(column: str, why: str) -> MeteringError:
+        return MeteringError(
+            f"{path}, line {number}: {column} = {row[column]!r} {why}. Nothing of the file was landed."
+        )
+
+    values = {field: row[field].strip() for field in SHADOW_FIELDS}
+    for column in ("system", "customer_id", "billing_period", "currency_code", "amount"):
+        if not values[column]:
+            raise fail(column, "is blank; give it a value")
+    if not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", values["billing_period"]):
+        raise fail("billing_period", "is no month written YYYY-MM")
+    if not re.fullmatch(r"[A-Z]{3}", values["currency_code"]):
+        raise fail("currency_code", "is no ISO 4217 code of three capital letters")
+    decimals: dict[str, Decimal | None] = {}
+    for column, digits in (("quantity", 19), ("amount", 15)):
+        text = values[column]
+        try:
+            decimals[column] = value = Decimal(text) if text else None
+        except InvalidOperation:
+            raise fail(column, "is not a number; write it with a decimal point and no separators") from None
+        if value is not None and (not value.is_finite() or abs(value) >= 10**digits or value != round(value, 9)):
+            raise fail(column, f"is not a finite number of at most {digits} digits before the point and 9 after it")
+    if values["event_count"] and not re.fullmatch(r"[0-9]{1,18}", values["event_count"]):
+        raise fail("event_count", "is no whole number from 0 on")
+    if not values["charge_code"]:
+        for column in ("quantity", "event_count"):
+            if values[column]:
+                raise fail(column, "is given without charge_code; a whole invoice has none, leave it empty")
+    return [
+        number,
+        values["system"],
+        values["customer_id"],
+        values["billing_period"],
+        values["charge_code"] or None,
+        values["currency_code"],
+        decimals["quantity"],
+        int(values["event_count"]) if values["event_count"] else None,
+        decimals["amount"],
+    ]

@@ -5,6 +5,7 @@ A price book is all seeds of the project together: prices, catalog, accounts and
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -96,11 +97,29 @@ def restore_price_book(warehouse: Warehouse, digest: str, folder: Path) -> list[
     return paths
 
 
+def seed_columns(path: Path) -> list[str]:
+    """The names of the columns in a seed's first line.
+
+    Raises:
+        MeteringError: it has none, or is not UTF-8.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            columns = next(csv.reader(stream), None)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from error
+    if not columns:
+        raise MeteringError(f"{path} is empty: its first line must name the columns.")
+    return columns
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> MeteringError:
+    return MeteringError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8, as dbt reads it.")
+
+
 def _seeds(project: Path) -> Iterator[tuple[Path, str]]:
     for path in sorted((project / "seeds").rglob("*.csv")):
         try:
             yield path, path.read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
-            raise MeteringError(
-                f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8, as dbt reads it."
-            ) from error
+            raise _not_utf8(path, error) from error

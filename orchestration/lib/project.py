@@ -195,7 +195,7 @@ def run_dbt(settings: Settings, *arguments: str, quiet: bool = False) -> None:
 
 
 def code_revision(project: Path) -> str:
-    """The revision of the project's code: the commit in git, with ``+`` when files differ from it; else a hash of the files.
+    """The revision of the project's code: the commit in git, with ``+`` when files differ from it, else a hash.
 
     Seeds do not count: they have a hash of their own.
     """

@@ -194,6 +194,9 @@ class SnowflakeWarehouse:
         # A role sees what it may use: the loader no marts, a reader no raw tables. Only a new database shows nothing.
         return not present
 
+    def copy_table(self, source: str, copy: str) -> None:
+        self.execute(f"create transient table {copy} clone {source}")
+
     def literal(self, text: str) -> str:
         # A backslash escapes what follows it ("String and binary data types", escape sequences).
         return "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"

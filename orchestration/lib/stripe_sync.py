@@ -620,12 +620,12 @@ def read_back_invoices(target: StripeTarget) -> list[StripeInvoice]:
     try:
         listed_invoices = target.client.v1.invoices.list({"limit": PAGE_SIZE})
         for invoice in listed_invoices.auto_paging_iter():
-            metering_invoice_id = _metadata(invoice, INVOICE_KEY)
+            metering_invoice_id = metadata_of(invoice, INVOICE_KEY)
             if metering_invoice_id is None:
                 continue
             listed = target.client.v1.invoice_items.list({"invoice": invoice.id, "limit": PAGE_SIZE})
             items = list(listed.auto_paging_iter())
-            line_ids = (_metadata(item, LINE_KEY) for item in items)
+            line_ids = (metadata_of(item, LINE_KEY) for item in items)
             invoices.append(
                 StripeInvoice(
                     invoice.id,
@@ -639,7 +639,7 @@ def read_back_invoices(target: StripeTarget) -> list[StripeInvoice]:
             )
     except stripe.StripeError as error:
         raise StripeSyncError(
-            f"{target.label}: reading invoices back failed: {_describe(error)} Run it again."
+            f"{target.label}: reading invoices back failed: {describe_error(error)} Run it again."
         ) from None
     return sorted(invoices, key=lambda invoice: (invoice.metering_invoice_id, invoice.stripe_invoice_id))
 
@@ -822,7 +822,7 @@ class _Run:
                 ),
             )
             for customer in listed:
-                if _metadata(customer, CUSTOMER_KEY) == line.customer_id:
+                if metadata_of(customer, CUSTOMER_KEY) == line.customer_id:
                     self._append("customer", line.customer_id, "confirmed", stripe_object_id=customer.id)
                     return customer.id
         parameters = customer_parameters(line)
@@ -850,8 +850,8 @@ class _Run:
                 ),
             )
             for invoice in listed:
-                part = _metadata(invoice, PART_KEY) or "1"
-                if (_metadata(invoice, INVOICE_KEY), part) == (group.invoice_id, str(group.part)):
+                part = metadata_of(invoice, PART_KEY) or "1"
+                if (metadata_of(invoice, INVOICE_KEY), part) == (group.invoice_id, str(group.part)):
                     self._append("invoice", group.key, "confirmed", stripe_object_id=invoice.id)
                     return invoice.id, False
         parameters = invoice_parameters(line, group.part, stripe_customer_id, self._settings)
@@ -873,7 +873,7 @@ class _Run:
             ),
         )
         # Stripe lists the newest first, so the oldest comes last and stays.
-        return {line_id: item for item in items if (line_id := _metadata(item, LINE_KEY)) is not None}
+        return {line_id: item for item in items if (line_id := metadata_of(item, LINE_KEY)) is not None}
 
     def _state(self, entity: Entity, entity_key: str) -> LogState:
         return self._log.get((entity, entity_key), NOTHING_LOGGED)
@@ -884,9 +884,9 @@ class _Run:
             return with_backoff(call, self._sleep)
         except stripe.StripeError as error:
             if is_refusal(error) and not isinstance(error, stripe.AuthenticationError):
-                raise _RefusedError(f"looking for {entity} {entity_key} failed: {_describe(error)}") from None
+                raise _RefusedError(f"looking for {entity} {entity_key} failed: {describe_error(error)}") from None
             self._report.unknown += 1
-            raise _StoppedError(f"looking for {entity} {entity_key} failed: {_describe(error)}") from None
+            raise _StoppedError(f"looking for {entity} {entity_key} failed: {describe_error(error)}") from None
 
     def _create(
         self,
@@ -930,9 +930,9 @@ class _Run:
             if not is_refusal(error):
                 self._report.unknown += 1
                 raise _StoppedError(
-                    f"{entity} {entity_key} has no known outcome (idempotency key {key}): {_describe(error)}"
+                    f"{entity} {entity_key} has no known outcome (idempotency key {key}): {describe_error(error)}"
                 ) from None
-            message = f"{entity} {entity_key} was refused (idempotency key {key}): {_describe(error)}"
+            message = f"{entity} {entity_key} was refused (idempotency key {key}): {describe_error(error)}"
             if isinstance(error, stripe.AuthenticationError):
                 self._report.failed += 1 if line is not None else 0
                 raise _StoppedError(f"{message} Check STRIPE_API_KEY.") from None
@@ -1028,7 +1028,7 @@ def error_code(error: stripe.StripeError) -> str | None:
     return str(details["type"]) if isinstance(details, dict) and "type" in details else None
 
 
-def _describe(error: stripe.StripeError) -> str:
+def describe_error(error: stripe.StripeError) -> str:
     """The error for people, without keys: status, code, message and request id."""
     status = f"HTTP {error.http_status}" if error.http_status is not None else "no answer"
     code = error_code(error)
@@ -1037,7 +1037,7 @@ def _describe(error: stripe.StripeError) -> str:
     return f"{status}{f' {code}' if code else ''}: {message}{request}"
 
 
-def _metadata(owner: StripeObject, name: str) -> str | None:
+def metadata_of(owner: StripeObject, name: str) -> str | None:
     """One value of an object's metadata, or None."""
     metadata = owner.metadata
     return metadata[name] if metadata is not None and name in metadata else None

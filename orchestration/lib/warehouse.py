@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,8 +24,11 @@ LANDING_TABLES = (
     ("raw", "usage_events"),
     ("raw", "load_batches"),
     ("raw", "independent_totals"),
+    ("raw", "shadow_billing"),
     ("ops", "build_log"),
     ("ops", "stripe_sync_log"),
+    ("ops", "stripe_readback"),
+    ("ops", "what_if_lines"),
     ("ledger", "billing_runs"),
     ("ledger", "closed_periods"),
     ("ledger", "closed_terms"),
@@ -114,6 +118,9 @@ class Warehouse(Protocol):
             WarehouseError: on leaving, when the warehouse did not take the rows.
         """
 
+    def copy_table(self, source: str, copy: str) -> None:
+        """Create a table that holds what another holds; for a while, so that no history of it is needed."""
+
     def literal(self, text: str) -> str:
         """A text as an SQL literal."""
 
@@ -178,6 +185,9 @@ class DuckDBWarehouse:
     def needs_landing_tables(self, present: Collection[tuple[str, str]]) -> bool:
         return not set(LANDING_TABLES).issubset(present)
 
+    def copy_table(self, source: str, copy: str) -> None:
+        self.execute(f"create table {copy} as select * from {source}")
+
     def literal(self, text: str) -> str:
         return "'" + text.replace("'", "''") + "'"
 
@@ -241,10 +251,13 @@ def raw_and_ops_table_statements(project: Path) -> list[str]:
 
 
 def _tables(warehouse: Warehouse) -> set[tuple[str, str]]:
-    """Schema and name of the landing tables, logs and marts that this session sees, in lower case."""
+    """Schema and name of the landing tables, logs, ledger and marts that this session sees, in lower case."""
     rows = warehouse.execute(
-        "select lower(table_schema), lower(table_name) from information_schema.tables "
-        "where lower(table_schema) in ('raw', 'ops', 'ledger', 'marts')"
+        " union ".join(
+            f"select lower(table_schema), lower(table_name) from information_schema.{kind} "
+            "where lower(table_schema) in ('raw', 'ops', 'ledger', 'marts')"
+            for kind in ("tables", "views")
+        )
     ).rows
     return {(schema, name) for schema, name in rows}
 
@@ -261,10 +274,22 @@ def require_marts(warehouse: Warehouse, *names: str) -> None:
         raise MeteringError(f"The warehouse has no {', '.join(missing)} yet: run metering build first.")
 
 
-def require_successful_build(warehouse: Warehouse) -> None:
+@dataclass(frozen=True)
+class Build:
+    """A build of the present as ops.build_log has it; ``as_of`` in UTC, the hash None where dbt did not know it."""
+
+    invocation_id: str
+    as_of: datetime
+    price_book_hash: str | None
+
+
+def require_successful_build(warehouse: Warehouse) -> Build:
     """Check that the marts are those of a build that ended without a failure.
 
     A build that failed a test, or died, has left marts that nobody vouches for.
+
+    Returns:
+        That build.
 
     Raises:
         MeteringError: the last build failed, did not end, was not of everything, or there was none.
@@ -274,7 +299,10 @@ def require_successful_build(warehouse: Warehouse) -> None:
         select
             started.logged_at,
             started.is_whole,
-            finished.failed_nodes
+            finished.failed_nodes,
+            started.invocation_id,
+            started.as_of,
+            started.price_book_hash
         from ops.build_log as started
         left join ops.build_log as finished
             on started.invocation_id = finished.invocation_id and finished.step = 'finished'
@@ -285,7 +313,7 @@ def require_successful_build(warehouse: Warehouse) -> None:
     ).fetchone()
     if row is None:
         raise MeteringError("Nothing has been built yet: run metering build first.")
-    started_at, is_whole, failed_nodes = row
+    started_at, is_whole, failed_nodes, invocation_id, as_of, price_book_hash = row
     if not is_whole:
         raise MeteringError(
             f"The last run of dbt, at {started_at} UTC, built or tested only a part, so nobody vouches for the whole: "
@@ -298,3 +326,4 @@ def require_successful_build(warehouse: Warehouse) -> None:
             f"The last build, of {started_at} UTC, failed in {failed_nodes} nodes: "
             "mend that and run metering build again."
         )
+    return Build(invocation_id, as_of, price_book_hash)

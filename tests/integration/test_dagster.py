@@ -45,9 +45,10 @@ def test_landing_is_upstream_of_marts_and_stripe_downstream_of_the_guards(defs: 
     graph = defs.resolve_asset_graph()
     deliveries = dg.AssetKey(["staging", "stg_event_deliveries"])
     assert RAW in graph.get(deliveries).parent_keys
-    assert {dg.AssetKey(["marts", "stripe_invoice_items"]), dg.AssetKey(["marts", "fct_guard_measurements"])} == set(
-        graph.get(STRIPE).parent_keys
-    )
+    measurements = dg.AssetKey(["marts", "fct_guard_measurements"])
+    close = dg.AssetKey(["billing", "closed_period"])
+    assert set(graph.get(STRIPE).parent_keys) == {dg.AssetKey(["marts", "stripe_invoice_items"]), measurements, close}
+    assert set(graph.get(close).parent_keys) == {dg.AssetKey(["marts", "fct_pending_adjustments"]), measurements}
     guards = {
         key.name
         for key in graph.asset_check_keys

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from orchestration import cli
 from orchestration.lib.demo_events import write_demo_data
 from orchestration.lib.explain import explain_line
-from orchestration.lib.landing import land_files, land_independent_totals
+from orchestration.lib.landing import SHADOW_FIELDS, land_files, land_independent_totals, land_shadow_billing
 from orchestration.lib.price_book import price_book_hash, record_price_book, restore_price_book
 from orchestration.lib.project import PROJECT_DIR, MeteringError, Settings, read_settings
 from orchestration.lib.snowflake_warehouse import SnowflakeWarehouse, open_snowflake, with_question_marks
@@ -66,7 +66,7 @@ def landing_settings(standin: Standin, tmp_path_factory: pytest.TempPathFactory)
 def warehouse(landing_settings: Settings) -> Iterator[Warehouse]:
     """A session on that database, with nothing landed."""
     with connect(landing_settings) as opened:
-        for table in ("usage_events", "load_batches", "independent_totals"):
+        for table in ("usage_events", "load_batches", "independent_totals", "shadow_billing"):
             opened.execute(f"delete from raw.{table}")
         yield opened
 
@@ -88,7 +88,11 @@ def landed(warehouse: Warehouse) -> dict[str, list[tuple[Any, ...]]]:
         "select line_number, metric_code, customer_id, dimensions, period_start_at, period_end_at, quantity, source "
         "from raw.independent_totals order by line_number"
     )
-    return {"events": events.rows, "batches": batches.rows, "totals": totals.rows}
+    billed = warehouse.execute(
+        "select line_number, system, customer_id, billing_period, charge_code, currency_code, quantity, event_count, amount "
+        "from raw.shadow_billing order by line_number"
+    )
+    return {"events": events.rows, "batches": batches.rows, "totals": totals.rows, "billed": billed.rows}
 
 
 def files_of_every_format(folder: Path) -> list[Path]:
@@ -129,12 +133,20 @@ def test_files_of_every_format_land_as_on_duckdb(warehouse: Warehouse, tmp_path:
         + 'tokens,cus_1,"{""service"": ""\\\\N""}",2026-09-01T00:00:00+02:00,2026-10-01,9999999999999999999.123456789,x\n'
         + "tokens,cus_2,,2026-09-01,2026-10-01,-0.000000001,x\n"
     )
+    billed = tmp_path / "billed.csv"
+    billed.write_text(
+        f"{','.join(SHADOW_FIELDS)}\n"
+        "other_system,\\N,2026-09,,KWD,,,-0.000000001\n"
+        "other_system,cus_1,2026-09,calls,USD,9999999999999999999.123456789,0,999999999999999.5\n"
+    )
     with connect(Settings(database=tmp_path / "duckdb" / "metering.duckdb", target="ci")) as beside:
         expected_batches = land(beside, *files)
         land_independent_totals(beside, totals, progress=lambda _: None)
+        land_shadow_billing(beside, billed, progress=lambda _: None)
         expected = landed(beside)
     batches = land(warehouse, *files)
     land_independent_totals(warehouse, totals, progress=lambda _: None)
+    land_shadow_billing(warehouse, billed, progress=lambda _: None)
     assert landed(warehouse) == expected
     assert [(batch.deliveries, batch.unreadable) for batch in batches] == [
         (batch.deliveries, batch.unreadable) for batch in expected_batches
@@ -343,6 +355,29 @@ def crash_after(side: Side, calls: int, *arguments: str) -> list[int]:
     return seen
 
 
+def ledger(side: Side) -> list[Any]:
+    """The lines of the ledger, but for the time of the close, which is the last column."""
+    with side.session() as warehouse:
+        return [row[:-1] for row in warehouse.execute("select * from ledger.billing_ledger order by line_id").rows]
+
+
+def crash_in_the_close(side: Side) -> None:
+    """Die when the lines are appended and the period is not marked as closed yet: nothing of it stays."""
+    execute = SnowflakeWarehouse.execute
+
+    def dying(self: SnowflakeWarehouse, sql: str, parameters: Any = ()) -> Any:
+        if "insert into ledger.closed_periods" in sql:
+            raise Crash
+        return execute(self, sql, parameters)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SnowflakeWarehouse, "execute", dying)
+        with pytest.raises(Crash):
+            side.run("close", "--period", "2026-09")
+    with side.session() as warehouse:
+        assert warehouse.execute("select count(*) from ledger.billing_ledger").rows == [(0,)]
+
+
 def test_from_files_to_draft_invoices_as_on_duckdb(
     standin: Standin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -385,11 +420,22 @@ def test_from_files_to_draft_invoices_as_on_duckdb(
     assert sync_log(snowflake) == set()
 
     # As a row of guard_exceptions.csv and another build would.
-    with snowflake.session() as warehouse:
-        warehouse.execute(
-            "update marts.fct_guard_measurements set exception_reason = 'known' where guard_code = 'ingestion_error_rate'"
-        )
+    for side in (beside, snowflake):
+        with side.session() as warehouse:
+            warehouse.execute(
+                "update marts.fct_guard_measurements set exception_reason = 'known' where guard_code = 'ingestion_error_rate'"
+            )
     assert "ok   ingestion_error_rate: 1 measured, 0 in breach" in snowflake.succeed("check")
+
+    crash_in_the_close(snowflake)
+    for side in (beside, snowflake):
+        assert "run 2026-09.1: 40 customers closed" in side.succeed("close", "--period", "2026-09")
+        assert "2026-09: nothing to append" in side.succeed("close", "--period", "2026-09")
+    assert ledger(snowflake) == ledger(beside) != []
+    exported = (
+        f"select * exclude (closed_at) from '{tmp_path}/state/metering.ledger/2026-09.1.parquet' order by line_id"
+    )
+    assert duckdb.sql(exported).fetchall() == ledger(snowflake)
     assert crash_after(snowflake, 5, "sync", "--period", "2026-09") == [1, 1, 1, 1, 1]
     crashed = sync_log(snowflake)
     with snowflake.session() as warehouse:

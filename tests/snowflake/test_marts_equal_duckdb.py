@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestration.lib.demo_events import write_demo_data
-from orchestration.lib.landing import land_independent_totals
+from orchestration.lib.landing import land_independent_totals, land_shadow_billing
 from orchestration.lib.project import Settings, read_settings, run_dbt
 from orchestration.lib.warehouse import connect
 from tests.integration.conformance.book import build_events, build_seeds
@@ -24,6 +24,17 @@ from tests.snowflake.standin import Standin
 OWN_EVENTS = "METERING_SNOWFLAKE_EVENTS"
 EVENTS = 400
 # Text that a loader, a JSON function, a key or a sort could treat differently, and numbers at the edge of their types.
+# One customer of each kind of zone and currency: with a copy more, with another quantity, with none, and not known here.
+BILLED_ELSEWHERE = """system,customer_id,billing_period,charge_code,currency_code,quantity,event_count,amount
+other_system,cus_009,2026-09,usd-requests,USD,11,11,0.08
+other_system,cus_009,2026-09,usd-context,USD,,,1.234567891
+other_system,cus_001,2026-09,usd-sessions,USD,12.345,1,0.01
+other_system,cus_002,2026-09,usd-sessions,USD,12.345,1,99
+other_system,cus_004,2026-09,jpy-generated,JPY,,3,7
+other_system,cus_005,2026-09,,KWD,,,1.005
+other_system,cus_900,2026-09,usd-requests,USD,1,1,0.04
+"""
+
 AWKWARD_EVENTS = [
     llm_request("quote", event_type="assistant_session", properties={"user_id": 'a "b" \\ |c|', "duration_seconds": 0.1}),
     llm_request("unicode", event_type="assistant_session", properties={"user_id": "\u00e9\t\u2028\U0001f600", "duration_seconds": 1e-9}),
@@ -65,7 +76,7 @@ class Pair:
     def copy_raw_rows(self) -> None:
         """Bring what has landed on DuckDB since the last copy to Snowflake, by Parquet, PUT and COPY INTO."""
         self._copies += 1
-        for table in ("usage_events", "load_batches", "independent_totals"):
+        for table in ("usage_events", "load_batches", "independent_totals", "shadow_billing"):
             path = self._folder / f"{table}_{self._copies}.parquet"
             with connect(self.snowflake) as target, connect(self.duckdb.settings) as source:
                 copied = [row[0] for row in target.execute(f"select distinct batch_id from raw.{table}").rows]
@@ -135,12 +146,16 @@ def test_demo_data_with_late_copies_and_changed_seeds(pair: Pair, project_copy: 
     data = write_demo_data(tmp_path / "demo", events=EVENTS)
     pair.duckdb.land(data.september_events, data.cloud_events, data.sessions)
     pair.duckdb.land_events(AWKWARD_EVENTS)
+    billed = tmp_path / "billed.csv"
+    billed.write_text(BILLED_ELSEWHERE)
     with connect(pair.duckdb.settings) as connection:
         land_independent_totals(connection, data.independent_totals, progress=lambda _: None)
+        land_shadow_billing(connection, billed, progress=lambda _: None)
     pair.copy_raw_rows()
     pair.build()
     pair.check_equality()
     assert pair.count("marts.fct_rated_lines") > 100
+    assert pair.count("marts.fct_shadow_billing where classification = 'duplicates'") == 1
 
     pair.duckdb.land(data.october_events)
     pair.duckdb.land_events([*AWKWARD_EVENTS[:4], llm_request("microseconds", p_context_tokens=3)])

@@ -16,8 +16,9 @@ balances as (
         currency_code,
         max(entry_number) as last_entry_number,
         {%- for measure in line_measures() %}
-        sum({{ measure }}) as {{ measure }}{{ ',' if not loop.last }}
+        sum({{ measure }}) as {{ measure }},
         {%- endfor %}
+        count(*) as entry_count
     from ledger_entries
     group by rated_line_id, currency_code
 

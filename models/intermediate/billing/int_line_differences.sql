@@ -69,7 +69,6 @@ lines_beside_the_ledger as (
 
     select
         coalesce(rated_lines.line_id, ledger_balances.rated_line_id) as rated_line_id,
-        coalesce(rated_lines.billing_period, ledger_balances.original_billing_period) as original_billing_period,
         ledger_balances.last_run_id,
         coalesce(ledger_balances.last_entry_number, 0) + 1 as entry_number,
         ledger_balances.rated_line_id is not null as is_in_ledger,
@@ -83,8 +82,9 @@ lines_beside_the_ledger as (
         {%- endfor %}
         {%- for measure in line_measures() %}
         coalesce(rated_lines.{{ measure }}, 0) as rated_{{ measure }},
-        coalesce(ledger_balances.{{ measure }}, 0) as ledger_{{ measure }}{{ ',' if not loop.last }}
+        coalesce(ledger_balances.{{ measure }}, 0) as ledger_{{ measure }},
         {%- endfor %}
+        coalesce(rated_lines.billing_period, ledger_balances.original_billing_period) as original_billing_period
     from rated_lines
     full outer join ledger_balances
         on

@@ -53,6 +53,16 @@ hours_with_changed_deliveries as (
 
 ),
 
+hours_with_splits as (
+
+    select distinct
+        customer_id,
+        hour_start_at
+    from window_splits
+
+),
+
+{# Only what is split, or was when it was metered, can have moved. #}
 current_windows_of_metered_hours as (
 
     select
@@ -67,12 +77,22 @@ current_windows_of_metered_hours as (
         ) as window_end_at
     from (
         select distinct
-            customer_id,
-            hour_start_at,
-            window_start_at,
-            window_end_at
+            metered.customer_id,
+            metered.hour_start_at,
+            metered.window_start_at,
+            metered.window_end_at
         from metered
-        where event_count > 0
+        left join hours_with_splits
+            on
+                metered.customer_id = hours_with_splits.customer_id
+                and metered.hour_start_at = hours_with_splits.hour_start_at
+        where
+            metered.event_count > 0
+            and (
+                hours_with_splits.customer_id is not null
+                or metered.window_start_at <> metered.hour_start_at
+                or metered.window_end_at <> {{ dbt.dateadd('hour', 1, 'metered.hour_start_at') }}
+            )
     ) as metered_hours
     left join window_splits
         on
@@ -115,6 +135,13 @@ hours_to_meter as (
 
 ),
 
+{# Of all customers, so that one column alone, which is in order of time, lets the engine skip the rest of history. #}
+full_hours_to_meter as (
+
+    select distinct hour_start_at from hours_to_meter
+
+),
+
 metered_definitions as (
 
     select
@@ -150,6 +177,7 @@ events_of_hours_to_meter as (
         on
             usage_events.customer_id = hours_to_meter.customer_id
             and usage_events.occurred_hour_at = hours_to_meter.hour_start_at
+    where usage_events.occurred_hour_at in (select full_hours_to_meter.hour_start_at from full_hours_to_meter)
 
 ),
 
@@ -536,6 +564,39 @@ usage_hourly as (
 
 {% if is_incremental() %}
 
+metrics_redefined as (
+
+    select metered_definitions.metric_code
+    from metered_definitions
+    left join definitions
+        on
+            metered_definitions.metric_code = definitions.metric_code
+            and metered_definitions.definition_hash = definitions.definition_hash
+    where
+        definitions.metric_code is null
+        and metered_definitions.definition_hash <> 'removed'
+
+),
+
+metered_in_scope as (
+
+    select metered.*
+    from metered
+    inner join hours_to_meter
+        on
+            metered.customer_id = hours_to_meter.customer_id
+            and metered.hour_start_at = hours_to_meter.hour_start_at
+    where metered.hour_start_at in (select full_hours_to_meter.hour_start_at from full_hours_to_meter)
+
+    union
+
+    select metered.*
+    from metered
+    inner join metrics_redefined
+        on metered.metric_code = metrics_redefined.metric_code
+
+),
+
 {# What was metered before in the same scope and is not any more stays as a row without events: rows cannot be deleted here. #}
 usage_no_longer_metered as (
 
@@ -556,11 +617,7 @@ usage_no_longer_metered as (
         metered.hour_start_at,
         metered.window_start_at,
         metered.window_end_at
-    from metered
-    left join hours_to_meter
-        on
-            metered.customer_id = hours_to_meter.customer_id
-            and metered.hour_start_at = hours_to_meter.hour_start_at
+    from metered_in_scope as metered
     left join definitions
         on metered.metric_code = definitions.metric_code
     left join usage_hourly
@@ -568,11 +625,6 @@ usage_no_longer_metered as (
     where
         usage_hourly.usage_hourly_id is null
         and metered.event_count > 0
-        and (
-            hours_to_meter.customer_id is not null
-            or definitions.metric_code is null
-            or definitions.definition_hash <> metered.definition_hash
-        )
 
 ),
 

@@ -21,59 +21,26 @@ parts as (
 
 ),
 
-plan_charges as (
+charged_time as (
 
-    select * from {{ ref('int_plan_charges') }}
-
-),
-
-numbers as (
-
-    select * from {{ ref('int_numbers') }}
-
-),
-
-plan_metrics as (
-
-    select distinct
-        subscription_id,
-        plan_code,
-        metric_code
-    from plan_charges
-    where metric_code is not null
-
-),
-
-{# Joining on the UTC month first keeps the join from pairing each window with every period of a long subscription. #}
-parts_by_month as (
-
-    select
-        parts.*,
-        {{ dbt.dateadd('month', 'numbers.number', dbt.date_trunc('month', 'parts.part_start_at')) }} as utc_month
-    from parts
-    inner join numbers
-        on numbers.number <= {{ dbt.datediff('parts.part_start_at', 'parts.part_end_at', 'month') }}
+    select * from {{ ref('int_charged_time') }}
 
 ),
 
 usage_in_parts as (
 
     select
-        parts_by_month.service_period_id,
-        parts_by_month.part_end_at,
+        charged_time.service_period_id,
+        charged_time.part_end_at,
         usage_hourly.*
     from usage_hourly
-    inner join parts_by_month
+    inner join charged_time
         on
-            usage_hourly.customer_id = parts_by_month.customer_id
-            and {{ dbt.date_trunc('month', 'usage_hourly.window_start_at') }} = parts_by_month.utc_month
-            and usage_hourly.window_start_at >= parts_by_month.part_start_at
-            and usage_hourly.window_start_at < parts_by_month.part_end_at
-    inner join plan_metrics
-        on
-            parts_by_month.subscription_id = plan_metrics.subscription_id
-            and parts_by_month.plan_code = plan_metrics.plan_code
-            and usage_hourly.metric_code = plan_metrics.metric_code
+            usage_hourly.customer_id = charged_time.customer_id
+            and usage_hourly.metric_code = charged_time.metric_code
+            and {{ dbt.date_trunc('month', 'usage_hourly.window_start_at') }} = charged_time.utc_month
+            and usage_hourly.window_start_at >= charged_time.part_start_at
+            and usage_hourly.window_start_at < charged_time.part_end_at
 
 ),
 

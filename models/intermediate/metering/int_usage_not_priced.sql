@@ -1,16 +1,26 @@
+{% set usage_columns = [
+    'usage_hourly_id', 'metric_code', 'aggregation', 'customer_id', 'dimensions', 'distinct_value', 'quantity', 'event_count',
+    'first_event_at', 'last_event_at', 'window_start_at'
+] %}
 with
 
-usage_hourly as (
+usage_hourly {{ as_inlined() }} (
 
     select * from {{ ref('int_usage_hourly') }}
     where event_count > 0
 
 ),
 
-usage_in_service_periods as (
+usage_in_service_periods {{ as_inlined() }} (
 
     select * from {{ ref('int_usage_in_service_periods') }}
     where usage_hourly_id is not null
+
+),
+
+charged_time as (
+
+    select * from {{ ref('int_charged_time') }}
 
 ),
 
@@ -50,13 +60,22 @@ usage_by_service_period as (
 
 ),
 
+{# Looked up by time: keys of all hourly rows would be compared with each other. #}
 usage_in_no_service_period as (
 
-    select usage_hourly.*
+    select
+        {%- for column in usage_columns %}
+        usage_hourly.{{ column }}{{ ',' if not loop.last }}
+        {%- endfor %}
     from usage_hourly
-    left join usage_in_service_periods
-        on usage_hourly.usage_hourly_id = usage_in_service_periods.usage_hourly_id
-    where usage_in_service_periods.usage_hourly_id is null
+    left join charged_time
+        on
+            usage_hourly.customer_id = charged_time.customer_id
+            and usage_hourly.metric_code = charged_time.metric_code
+            and {{ dbt.date_trunc('month', 'usage_hourly.window_start_at') }} = charged_time.utc_month
+            and usage_hourly.window_start_at >= charged_time.part_start_at
+            and usage_hourly.window_start_at < charged_time.part_end_at
+    where charged_time.service_period_id is null
 
 ),
 
@@ -173,11 +192,11 @@ groups_without_tiers as (
 usage_in_question as (
 
     select
-        usage.usage_hourly_id,
+        {%- for column in usage_columns %}
+        usage.{{ column }},
+        {%- endfor %}
         usage.service_period_id,
         usage.subscription_id,
-        usage.dimensions,
-        usage.window_start_at,
         charges_with_gaps.charge_code
     from usage_in_service_periods as usage
     inner join charges_with_gaps
@@ -188,11 +207,11 @@ usage_in_question as (
     union
 
     select
-        usage.usage_hourly_id,
+        {%- for column in usage_columns %}
+        usage.{{ column }},
+        {%- endfor %}
         usage.service_period_id,
         usage.subscription_id,
-        usage.dimensions,
-        usage.window_start_at,
         groups_without_tiers.charge_code
     from usage_in_service_periods as usage
     inner join groups_without_tiers
@@ -210,9 +229,12 @@ usage_in_question as (
 usage_without_price as (
 
     select
-        usage_in_question.usage_hourly_id,
+        {%- for column in usage_columns %}
+        usage_in_question.{{ column }},
+        {%- endfor %}
         usage_in_question.subscription_id,
-        usage_in_question.charge_code
+        usage_in_question.charge_code,
+        'no_price' as reason_code
     from usage_in_question
     left join price_segments
         on
@@ -235,14 +257,7 @@ usage_not_priced as (
 
     union all
 
-    select
-        usage_hourly.*,
-        usage_without_price.subscription_id,
-        usage_without_price.charge_code,
-        'no_price' as reason_code
-    from usage_without_price
-    inner join usage_hourly
-        on usage_without_price.usage_hourly_id = usage_hourly.usage_hourly_id
+    select * from usage_without_price
 
 )
 

@@ -40,15 +40,18 @@ last_closed_periods as (
 
 ),
 
-{%- set common_columns = ['line_id', 'rated_line_id', 'entry_number', 'entry_kind', 'corrects_run_id', 'customer_name', 'tiers'] %}
+{%- set common_columns = [
+    'line_id', 'rated_line_id', 'entry_number', 'entry_kind', 'corrects_run_id', 'customer_name', 'tiers'
+] %}
 {%- set common_columns = common_columns + line_attributes() + line_measures() %}
 
 closed_lines as (
 
     select
-        {%- for column in common_columns %}
+        {%- for column in common_columns if column != 'description' %}
         ledger_entries.{{ column }},
         {%- endfor %}
+        ledger_entries.description,
         ledger_entries.run_id,
         ledger_entries.invoice_id,
         ledger_entries.billing_period,
@@ -68,9 +71,10 @@ closed_lines as (
 draft_lines as (
 
     select
-        {%- for column in common_columns %}
+        {%- for column in common_columns if column != 'description' %}
         {{ column }},
         {%- endfor %}
+        description,
         cast(null as varchar) as run_id,
         {{ invoice_id('customer_id', 'original_billing_period', 'currency_code') }} as invoice_id,
         original_billing_period as billing_period,
@@ -95,9 +99,10 @@ adjustments_in_next_periods as (
 adjustment_lines as (
 
     select
-        {%- for column in common_columns %}
-        {{ "'Adjustment of ' || original_billing_period || ': ' || description as description" if column == 'description' else column }},
+        {%- for column in common_columns if column != 'description' %}
+        {{ column }},
         {%- endfor %}
+        'Adjustment of ' || original_billing_period || ': ' || description as description,
         cast(null as varchar) as run_id,
         {{ invoice_id('customer_id', 'billing_period', 'currency_code') }} as invoice_id,
         billing_period,

@@ -28,6 +28,7 @@ currencies as (
 
 ),
 
+{# What is in the ledger is owed whatever has become of the seeds since. Recurring fees and commitments have no metric. #}
 invoice_items as (
 
     select
@@ -56,10 +57,8 @@ invoice_items as (
         closed_lines.service_period_start_at,
         closed_lines.service_period_end_at
     from closed_lines
-    {# What is in the ledger is owed whatever has become of the seeds since. #}
     left join customers
         on closed_lines.customer_id = customers.customer_id
-    {# Recurring fees and commitments have no metric. #}
     left join metrics
         on closed_lines.metric_code = metrics.metric_code
     left join currencies

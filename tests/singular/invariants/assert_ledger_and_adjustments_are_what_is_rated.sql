@@ -4,7 +4,7 @@
         'dagster': {'ref': {'name': 'fct_pending_adjustments'}}
     }
 ) }}
--- A returned row is a subscription, charge and service period of which the ledger, adjustments and drafts are not what is rated now.
+-- A returned row is a charge and service period of which the ledger, adjustments and drafts are not what is rated now.
 
 with
 
