@@ -99,7 +99,7 @@ class FaultyStripe(stripe.HTTPClient):
     name = "in-process"
 
     def __init__(self, run: Run) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._run = run
 
     def request(  # type: ignore[override]
