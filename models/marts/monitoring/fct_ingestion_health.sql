@@ -25,11 +25,22 @@ staged_deliveries as (
 
     select
         batch_id,
-        count(case when delivery_status = 'accepted' then 1 end) as accepted,
+        count(*) as deliveries
+    from {{ ref('stg_event_deliveries') }}
+    group by batch_id
+
+),
+
+{# Few: nearly all deliveries are accepted. #}
+staged_without_effect as (
+
+    select
+        batch_id,
         count(case when delivery_status = 'duplicate' then 1 end) as duplicates,
         count(conflicting_fields) as conflicts,
         count(case when delivery_status = 'rejected' then 1 end) as rejected
     from {{ ref('stg_event_deliveries') }}
+    where delivery_status <> 'accepted'
     group by batch_id
 
 ),
@@ -52,10 +63,12 @@ ingestion_health as (
         coalesce(load_batches.source, landed_deliveries.source) as source,
         load_batches.deliveries as deliveries_in_file,
         coalesce(landed_deliveries.deliveries, 0) as deliveries,
-        coalesce(staged_deliveries.accepted, 0) as accepted,
-        coalesce(staged_deliveries.duplicates, 0) as duplicates,
-        coalesce(staged_deliveries.conflicts, 0) as conflicts,
-        coalesce(staged_deliveries.rejected, 0) as rejected,
+        coalesce(staged_deliveries.deliveries, 0)
+        - coalesce(staged_without_effect.duplicates, 0)
+        - coalesce(staged_without_effect.rejected, 0) as accepted,
+        coalesce(staged_without_effect.duplicates, 0) as duplicates,
+        coalesce(staged_without_effect.conflicts, 0) as conflicts,
+        coalesce(staged_without_effect.rejected, 0) as rejected,
         coalesce(landed_deliveries.first_received_at, load_batches.received_at) as first_received_at,
         coalesce(landed_deliveries.last_received_at, load_batches.received_at) as last_received_at
     from batches
@@ -65,6 +78,8 @@ ingestion_health as (
         on batches.batch_id = load_batches.batch_id
     left join staged_deliveries
         on batches.batch_id = staged_deliveries.batch_id
+    left join staged_without_effect
+        on batches.batch_id = staged_without_effect.batch_id
 
 ),
 

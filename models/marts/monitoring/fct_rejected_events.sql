@@ -1,3 +1,6 @@
+{# A view: it would be read from all of history in each build, for rows that staging holds already. #}
+{{ config(materialized='view') }}
+
 select
     delivery_id,
     batch_id,
