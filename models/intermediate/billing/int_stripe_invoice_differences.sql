@@ -172,10 +172,10 @@ by_invoice as (
         sum(not_sent_amount_minor) as not_sent_amount_minor,
         sum(sent_amount_minor) as sent_amount_minor,
         sum(stripe_amount_minor) as stripe_amount_minor,
-        count_if(finding = 'missing') as missing_lines,
-        count_if(finding = 'doubled') as doubled_lines,
-        count_if(finding = 'changed') as changed_lines,
-        count_if(finding = 'foreign') as foreign_items,
+        sum(case when finding = 'missing' then 1 else 0 end) as missing_lines,
+        sum(case when finding = 'doubled' then 1 else 0 end) as doubled_lines,
+        sum(case when finding = 'changed' then 1 else 0 end) as changed_lines,
+        sum(case when finding = 'foreign' then 1 else 0 end) as foreign_items,
         {{ dbt.listagg("finding || ' ' || subject", "', '", 'order by finding, subject') }} as findings
     from findings
     group by stripe_account, invoice_id, currency_code
@@ -204,7 +204,9 @@ differences as (
         ) }}, 0) as difference_amount,
         {# A difference from nothing is all of it. #}
         coalesce(
-            {{ ratio('abs(by_invoice.stripe_amount_minor - by_invoice.sent_amount_minor)', 'abs(by_invoice.sent_amount_minor)') }},
+            {{ ratio(
+                'abs(by_invoice.stripe_amount_minor - by_invoice.sent_amount_minor)', 'abs(by_invoice.sent_amount_minor)'
+            ) }},
             case when by_invoice.stripe_amount_minor <> by_invoice.sent_amount_minor then 1 else 0 end
         ) as difference_ratio
     from by_invoice
