@@ -16,6 +16,7 @@ BOOKS ?= 20
 RUNS ?= 1000
 SEED ?= 1
 LINES ?=
+HISTORIES ?= 20
 EVENTS ?=
 REPEAT ?=
 HISTORY ?=
@@ -24,7 +25,7 @@ BENCH_ARGS ?=
 TOTALS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-dbt test-python test-snowflake conformance oracle chaos bench lint lint-snowflake parse dev lock clean
+.PHONY: help setup demo test test-dbt test-python test-snowflake conformance oracle chaos closes bench lint lint-snowflake parse dev lock clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -82,6 +83,10 @@ oracle: $(INSTALLED) ## Rate BOOKS random price books (20 by default, about 800 
 
 chaos: $(INSTALLED) ## Bring RUNS outboxes (1,000 by default) into Stripe through faults and kills (SEED), or measure the sync of LINES
 	$(BIN)/python -m tests.chaos --runs $(RUNS) --seed $(SEED) $(if $(LINES),--lines $(LINES))
+
+closes: $(INSTALLED) ## A year of closes with late events against the oracle, and HISTORIES random histories (20 by default)
+	METERING_CLOSE_MONTHS=12 METERING_CLOSE_HISTORIES=$(HISTORIES) $(BIN)/python -m pytest -q -s -n 0 \
+		tests/integration/test_close_year.py tests/integration/test_close_histories.py
 
 $(BENCH_INSTALLED): $(INSTALLED) benchmarks/requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock
