@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from orchestration.lib import project
 from orchestration.lib import warehouse as connections
 from orchestration.lib.close import CloseRefused, CloseReport, close_periods
 from orchestration.lib.guards import GuardBreach
@@ -230,6 +231,26 @@ def test_a_build_of_the_past_takes_nothing_back(two_months: Warehouse) -> None:
     with pytest.raises(CloseRefused, match=r"until 2026-10-02 20:00:00 UTC, the last close until 2026-10-03"):
         close(warehouse, "2026-09", adjustments_only=True)
     assert ledger(warehouse) == billed
+
+
+def test_a_discount_on_another_plans_charge_changes_no_terms(two_months: Warehouse, project_copy: Path) -> None:
+    """Otherwise late usage of everybody would wait for an approval."""
+    warehouse = two_months
+
+    def terms() -> set[Row]:
+        return set(
+            warehouse.query(
+                "select plan_code, service_period_id, terms_hash from intermediate.int_service_period_terms "
+                "inner join intermediate.int_service_periods using (service_period_id)"
+            )
+        )
+
+    before = terms()
+    with (project_copy / "seeds" / "pricing" / "discounts.csv").open("a") as stream:
+        stream.write("eur-again,,,eur-context,percentage,0.1,,,2026-09-01 00:00:00,\n")
+    selection = ("--resource-type", "seed", "model", "--select", "discounts", "int_service_period_terms")
+    project.run_dbt(warehouse.settings, "build", *selection, "--vars", f"{{as_of: '{AFTER_SEPTEMBER}'}}", quiet=True)
+    assert {plan for plan, _, _ in terms() - before} == {"standard-eur"}
 
 
 def test_two_closes_at_once_append_once(two_months: Warehouse) -> None:

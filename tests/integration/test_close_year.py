@@ -61,7 +61,7 @@ def test_a_year_of_closes_equals_the_oracle(
         seen["pending"] += warehouse.query("select count(*) from marts.fct_pending_adjustments")[0][0]
         assert warehouse.query("select count(*) from marts.fct_pending_adjustments where cause = 're_rating'") == [(0,)]
         if month % 3 == 2:
-            seen["killed"] += close_and_die(warehouse, period_of(month), usage.random.randint(5, 30))
+            seen["killed"] += close_and_die(warehouse, period_of(month), usage.random.randint(5, 25))
             ledger.require_kept(warehouse)
         close(warehouse, period_of(month))
         closed.append(period_of(month))
