@@ -105,7 +105,7 @@ def test_closed_is_closed(two_months: Warehouse, project_copy: Path) -> None:
     assert price_book
     assert revision
     exported = warehouse.settings.ledger_exports / "2026-09.1.parquet"
-    assert duckdb.sql(f"select * from '{exported}' order by run_id, line_id").fetchall() == billed
+    assert duckdb.execute(f"select * from '{exported}' order by run_id, line_id").fetchall() == billed
 
     # Again: nothing, also after a full refresh.
     assert close(warehouse, "2026-09").run_id is None

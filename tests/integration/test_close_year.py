@@ -28,7 +28,7 @@ from tests.integration.conftest import Warehouse
 from tests.integration.price_books import write_seeds
 from tests.integration.test_close import build, close
 
-MONTHS = int(os.environ.get("METERING_CLOSE_MONTHS", "3"))
+MONTHS = int(os.environ.get("METERING_CLOSE_MONTHS", "2"))
 SEED = int(os.environ.get("METERING_CLOSE_SEED", "1"))
 
 
