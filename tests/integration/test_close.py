@@ -220,6 +220,21 @@ def test_what_must_not_be_closed(two_months: Warehouse) -> None:
     ]
 
 
+def test_a_build_of_the_past_takes_nothing_back(two_months: Warehouse) -> None:
+    """Late usage that was billed is not there in a build as of a time before it: no close may credit it."""
+    warehouse = two_months
+    close(warehouse, "2026-09")
+    warehouse.insert_delivery("late", 1, datetime(2026, 10, 20), usage("late", "2026-09-30", 1_000_000, "cus_001"))
+    build(warehouse, AFTER_OCTOBER)
+    assert close(warehouse, "2026-10").adjustments > 0
+    billed = ledger(warehouse)
+    warehouse.build_models(as_of=AFTER_SEPTEMBER.isoformat(sep=" "), full_refresh=True)
+    count_as_whole(warehouse)
+    with pytest.raises(CloseRefused, match=r"until 2026-10-03 .* the last close until 2026-11-03"):
+        close(warehouse, "2026-09", adjustments_only=True)
+    assert ledger(warehouse) == billed
+
+
 def test_two_closes_at_once_append_once(two_months: Warehouse) -> None:
     """Two sessions of one process, the second inside the first's transaction: one appends, the other is told."""
     warehouse = two_months
@@ -254,7 +269,7 @@ from orchestration.lib import close, ledger_export
 from orchestration.lib.project import Settings
 from orchestration.lib.warehouse import DuckDBWarehouse
 
-database, project, step = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+database, project, step, period = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 calls = 0
 
 def dying(method):
@@ -269,7 +284,7 @@ def dying(method):
 DuckDBWarehouse.execute = dying(DuckDBWarehouse.execute)
 ledger_export.os.replace = dying(os.replace)
 close.run_guards = lambda *_: type("Green", (), {"require_passed": lambda self: None})()
-close.close_periods(Settings(database=database, target="ci", project=project), ["2026-09"], progress=lambda _: None)
+close.close_periods(Settings(database=database, target="ci", project=project), [period], progress=lambda _: None)
 print("closed after", calls)
 """
 
@@ -282,7 +297,7 @@ def test_a_close_killed_at_any_step_and_run_again_is_one_close(two_months: Wareh
 
     def run(step: int) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", KILLED_CLOSE, str(database), str(warehouse.settings.project), str(step)],
+            [sys.executable, "-c", KILLED_CLOSE, str(database), str(warehouse.settings.project), str(step), "2026-09"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
 

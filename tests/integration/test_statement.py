@@ -72,7 +72,8 @@ def test_every_invoice_of_the_demo_adds_up(warehouse: Warehouse, tmp_path: Path)
     with connect(warehouse.settings) as connection:
         invoices = connection.execute(
             "select invoices.invoice_id, invoices.invoice_state, invoices.total_amount, currencies.minor_units, invoices.line_count "
-            "from marts.fct_invoices as invoices inner join seeds.currencies using (currency_code) order by 1"
+            "from marts.fct_invoices as invoices inner join seeds.currencies using (currency_code) "
+            "where invoices.run_id is not null or invoices.billing_period = '2026-10' order by 1"
         ).rows
         assert {state for _, state, _, _, _ in invoices} == {"closed", "draft"}
         assert {minor_units for _, _, _, minor_units, _ in invoices} == {0, 2, 3}
@@ -105,7 +106,7 @@ def test_every_invoice_of_the_demo_adds_up(warehouse: Warehouse, tmp_path: Path)
             "and drafts.entry_kind = 'adjustment' group by drafts.line_id"
         ).rows
         assert billed_before
-        assert all(f"Billed before−{amount:,.0f}" in text for (amount,) in billed_before)
+        assert all(f"Billed before{'−' if amount else ''}{amount:,.0f}" in text for (amount,) in billed_before)
 
         with pytest.raises(
             MeteringError, match=r"no invoice 'cus_000/2026-9/USD'. The nearest are cus_000/2026-09/USD"
