@@ -31,6 +31,7 @@
                 else usage.quantity
             end as quantity,
             usage.event_count,
+            usage.event_keys_hash,
             usage.first_event_at,
             usage.last_event_at
         from {{ ref('int_usage_in_service_periods') }} as usage
@@ -95,6 +96,7 @@
                 else quantity
             end as quantity,
             event_count,
+            event_keys_hash,
             first_event_at,
             last_event_at
         from quantities_with_periods
@@ -122,6 +124,7 @@
                 end as {{ quantity_total_type() }}
             ) as quantity,
             cast(sum(event_count) as bigint) as event_count,
+            cast(sum(event_keys_hash) as {{ event_keys_hash_type() }}) as event_keys_hash,
             min(first_event_at) as first_event_at,
             max(last_event_at) as last_event_at
         from quantities_of_metering_periods_ranked

@@ -13,6 +13,7 @@
             end as {{ quantity_total_type() }}
         ) as quantity,
         cast(sum(event_count) as bigint) as event_count,
+        cast(sum(event_keys_hash) as {{ event_keys_hash_type() }}) as event_keys_hash,
         min(first_event_at) as first_event_at,
         max(last_event_at) as last_event_at
     from {{ relation }}
@@ -26,6 +27,7 @@
         {{ keys | join(',\n        ') }},
         cast(count(distinct distinct_value) as {{ quantity_total_type() }}) as quantity,
         cast(sum(event_count) as bigint) as event_count,
+        cast(sum(event_keys_hash) as {{ event_keys_hash_type() }}) as event_keys_hash,
         min(first_event_at) as first_event_at,
         max(last_event_at) as last_event_at
     from {{ relation }}
@@ -44,6 +46,7 @@
             end as {{ quantity_total_type() }}
         ) as quantity,
         cast(sum(event_count) as bigint) as event_count,
+        cast(sum(event_keys_hash) as {{ event_keys_hash_type() }}) as event_keys_hash,
         min(first_event_at) as first_event_at,
         max(last_event_at) as last_event_at
     from (

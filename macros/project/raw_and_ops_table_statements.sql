@@ -178,6 +178,7 @@
         amount decimal(28, 4) not null,
         amount_minor bigint not null,
         event_count bigint not null,
+        event_keys_hash decimal(38, 0) not null,
         tiers varchar not null,
         first_event_at datetime,
         last_event_at datetime,

@@ -338,20 +338,20 @@ unclear_deliveries_typed as (
         source,
         case when trim(idempotency_key) <> '' then idempotency_key end as idempotency_key,
         case when trim(customer_id) <> '' then customer_id end as customer_id,
+        case when trim(corrects) <> '' then corrects end as corrects,
 
         ---------- strings
         case when trim(event_type) <> '' then event_type end as event_type,
+        nullif(trim(correction), '') as correction,
         case
             when properties is null then '{}'
             when {{ is_json_object('properties') }} then properties
+            {# A void has nothing to count. #}
+            when trim(correction) = 'void' then '{}'
         end as properties,
         left(properties, 100) as properties_text,
         nullif(trim(schema_version), '') as schema_version_text,
         nullif(trim(occurred_at), '') as occurred_at_text,
-        coalesce(
-            nullif(trim(corrects), ''),
-            nullif(trim(correction), '')
-        ) as correction,
         landing_error_code,
         landing_error,
 
@@ -390,7 +390,9 @@ unclear_deliveries_with_rules as (
         and unclear_deliveries_typed.occurred_at
         <= {{ dbt.dateadd('minute', 'event_policy.future_tolerance_minutes', 'unclear_deliveries_typed.received_at') }}
         and unclear_deliveries_typed.properties is not null
-        and unclear_deliveries_typed.correction is null
+        and (unclear_deliveries_typed.corrects is null) = (unclear_deliveries_typed.correction is null)
+        and coalesce(unclear_deliveries_typed.correction in ('void', 'replace'), true)
+        and coalesce(unclear_deliveries_typed.corrects <> unclear_deliveries_typed.idempotency_key, true)
         and coalesce(event_contracts.status = 'active', false)
         and customers.customer_id is not null as is_envelope_valid
     from unclear_deliveries_typed
@@ -502,11 +504,31 @@ envelope_violations as (
 
     select
         delivery_id,
-        'unsupported_correction' as reason_code,
-        'correction: ''' || left(correction, 100) || ''' asks to void or replace an event, which is not supported yet'
-            as reason_message
+        'missing_required_field' as reason_code,
+        case
+            when corrects is null then 'corrects: is missing or blank beside correction'
+            else 'correction: is missing or blank beside corrects'
+        end as reason_message
     from invalid_envelopes
-    where landing_error_code is null and correction is not null
+    where landing_error_code is null and (corrects is null) <> (correction is null)
+
+    union all
+
+    select
+        delivery_id,
+        'unknown_correction' as reason_code,
+        'correction: ''' || left(correction, 100) || ''' is neither void nor replace' as reason_message
+    from invalid_envelopes
+    where landing_error_code is null and correction not in ('void', 'replace')
+
+    union all
+
+    select
+        delivery_id,
+        'corrects_itself' as reason_code,
+        'corrects: ''' || left(corrects, 100) || ''' is the key of the correction itself' as reason_message
+    from invalid_envelopes
+    where landing_error_code is null and corrects = idempotency_key
 
 ),
 
@@ -522,7 +544,9 @@ property_fragments as (
         on
             unclear_deliveries.event_type = event_properties.event_type
             and unclear_deliveries.schema_version = event_properties.schema_version
-    where unclear_deliveries.properties is not null
+    where
+        unclear_deliveries.properties is not null
+        and coalesce(unclear_deliveries.correction <> 'void', true)
 
 ),
 
@@ -626,8 +650,8 @@ reasons_by_delivery {{ as_materialized() }} (
 
 {# What was plainly right needs no more than a cast. #}
 {% set judged_columns = [
-    'batch_id', 'line_number', 'source', 'idempotency_key', 'customer_id', 'event_type', 'properties', 'contract_hash',
-    'schema_version', 'future_tolerance_minutes', 'is_known_customer', 'is_restated', 'occurred_at', 'received_at'
+    'batch_id', 'line_number', 'source', 'idempotency_key', 'customer_id', 'corrects', 'event_type', 'correction',
+    'properties', 'contract_hash', 'schema_version', 'future_tolerance_minutes', 'is_known_customer', 'is_restated', 'occurred_at', 'received_at'
 ] %}
 deliveries_judged {{ as_inlined() }} (
 
@@ -637,7 +661,9 @@ deliveries_judged {{ as_inlined() }} (
         deliveries.source,
         deliveries.idempotency_key,
         deliveries.customer_id,
+        cast(null as varchar) as corrects,
         deliveries.event_type,
+        cast(null as varchar) as correction,
         deliveries.properties,
         event_contracts.contract_hash,
         event_contracts.schema_version,
@@ -722,8 +748,10 @@ staged_copies {{ as_materialized() }} (
         staged.source,
         staged_copies_found.idempotency_key,
         staged.customer_id,
+        staged.corrects,
         staged.counted_delivery_id,
         staged.event_type,
+        staged.correction,
         staged.properties,
         staged.contract_hash,
         staged.schema_version,
@@ -755,7 +783,9 @@ keys_with_copies {{ as_materialized() }} (
 
 ),
 
-{% set content_fields = ['event_type', 'schema_version', 'customer_id', 'occurred_at', 'properties'] %}
+{% set content_fields = [
+    'event_type', 'schema_version', 'customer_id', 'occurred_at', 'corrects', 'correction', 'properties'
+] %}
 valid_copies as (
 
     select
@@ -807,7 +837,10 @@ copies_compared as (
         copies.arrival,
         first_copies.batch_id || ':' || cast(first_copies.line_number as varchar) as counted_delivery_id,
         {%- for field in content_fields if field != 'properties' %}
-        case when copies.{{ field }} <> first_copies.{{ field }} then '{{ field }} ' else '' end ||
+        {%- set is_nullable = field in ['corrects', 'correction'] %}
+        {%- set ours = "coalesce(copies." ~ field ~ ", '')" if is_nullable else "copies." ~ field %}
+        {%- set theirs = "coalesce(first_copies." ~ field ~ ", '')" if is_nullable else "first_copies." ~ field %}
+        case when {{ ours }} <> {{ theirs }} then '{{ field }} ' else '' end ||
         {%- endfor %}
         case
             when
@@ -834,10 +867,12 @@ judged_outcomes as (
         deliveries_judged.source,
         deliveries_judged.idempotency_key,
         deliveries_judged.customer_id,
+        deliveries_judged.corrects,
         case when copies_compared.arrival > 1 then copies_compared.counted_delivery_id end as counted_delivery_id,
 
         ---------- strings
         deliveries_judged.event_type,
+        deliveries_judged.correction,
         deliveries_judged.properties,
         case
             when deliveries_judged.reason_codes is not null then 'rejected'
@@ -881,8 +916,10 @@ restated_outcomes as (
         staged_copies.source,
         staged_copies.idempotency_key,
         staged_copies.customer_id,
+        staged_copies.corrects,
         case when copies_compared.arrival > 1 then copies_compared.counted_delivery_id end as counted_delivery_id,
         staged_copies.event_type,
+        staged_copies.correction,
         staged_copies.properties,
         case when copies_compared.arrival > 1 then 'duplicate' else 'accepted' end as delivery_status,
         cast(null as varchar) as reason_codes,

@@ -9,8 +9,13 @@ event_policy as (
 pivoted as (
 
     select
-        max(case when policy_code = 'future_tolerance' then policy_value end) as future_tolerance_minutes,
-        max(case when policy_code = 'grace_period' then policy_value end) as grace_period_hours
+        {%- for policy_code, column in [
+            ('future_tolerance', 'future_tolerance_minutes'), ('grace_period', 'grace_period_hours')
+        ] %}
+        {{ dbt.safe_cast("max(case when policy_code = '" ~ policy_code ~ "' then policy_value end)", 'integer') }}
+            as {{ column }},
+        {%- endfor %}
+        max(case when policy_code = 'late_events' then policy_value end) as late_event_policy
     from event_policy
 
 )

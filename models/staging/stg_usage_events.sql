@@ -1,14 +1,18 @@
 select
     ---------- ids
     delivery_id,
+    batch_id,
     idempotency_key,
     customer_id,
+    corrects,
 
     ---------- strings
     event_type,
+    correction,
     properties,
 
     ---------- numerics
+    line_number,
     schema_version,
     stage_sequence,
 

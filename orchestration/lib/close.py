@@ -28,8 +28,8 @@ _LINE_COLUMNS = (
     "paid_line_id", "line_type", "charge_model", "dimensions", "discount_codes", "time_zone", "original_billing_period",
     "currency_code", "price_version", "metered_quantity", "included_quantity_used", "billable_quantity",
     "unrounded_amount", "gross_amount", "discount_amount", "maximum_reduction_amount", "amount", "amount_minor",
-    "event_count", "tiers", "first_event_at", "last_event_at", "service_period_start_at", "service_period_end_at",
-    "price_start_at", "price_end_at", "credit_grant_start_at", "due_at",
+    "event_count", "event_keys_hash", "tiers", "first_event_at", "last_event_at", "service_period_start_at",
+    "service_period_end_at", "price_start_at", "price_end_at", "credit_grant_start_at", "due_at",
 )  # fmt: skip
 
 _KNOWN_CUSTOMERS = (

@@ -330,6 +330,8 @@ def _events_sql(warehouse: Warehouse, line: Mapping[str, Any]) -> str:
             else [f"occurred_at >= timestamp '{line['price_start_at'].isoformat(sep=' ')}'"]
         ),
         f"occurred_at < timestamp '{line['price_end_at'].isoformat(sep=' ')}'",
+        # Voided and replaced events, and late ones that are held.
+        "idempotency_key not in (select idempotency_key from intermediate.int_events_not_metered)",
         *_filter_conditions(warehouse, filters),
     ]
     conditions += [

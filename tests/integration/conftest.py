@@ -58,23 +58,26 @@ class Warehouse:
             land_files(connection, paths, progress=lambda _: None)
 
     def insert_delivery(self, batch_id: str, line_number: int, received_at: datetime, event: Mapping[str, Any]) -> None:
-        """A delivery with a chosen time of receipt, as another loader could have landed it."""
-        with connect(self.settings) as connection:
-            connection.execute(
-                "insert into raw.usage_events by name select ? as batch_id, ? as line_number, 'test' as source, "
-                "? as received_at, ? as idempotency_key, ? as event_type, ? as schema_version, ? as customer_id, "
-                "? as occurred_at, ? as properties",
-                [
-                    batch_id,
-                    line_number,
-                    received_at,
-                    event["idempotency_key"],
-                    event["event_type"],
-                    str(event["schema_version"]),
-                    event["customer_id"],
-                    event["occurred_at"],
-                    json.dumps(event["properties"]),
-                ],
+        self.insert_deliveries([(batch_id, line_number, received_at, event)])
+
+    def insert_deliveries(self, deliveries: Iterable[tuple[str, int, datetime, Mapping[str, Any]]]) -> None:
+        """Deliveries with chosen batch, line and time of receipt, as another loader could have landed them."""
+        fields = (
+            "idempotency_key", "event_type", "schema_version", "customer_id", "occurred_at", "properties", "corrects",
+            "correction",
+        )  # fmt: skip
+        rows = [
+            [
+                batch_id, line_number, "test", received_at,
+                *(json.dumps(event[field]) if field == "properties" else event.get(field) for field in fields),
+            ]
+            for batch_id, line_number, received_at, event in deliveries
+        ]  # fmt: skip
+        with connect(self.settings) as connection, connection.landing() as raw:
+            raw.executemany(
+                f"insert into raw.usage_events (batch_id, line_number, source, received_at, {', '.join(fields)}) "
+                f"values ({', '.join('?' * (4 + len(fields)))})",
+                rows,
             )
 
     def build(self, *, full_refresh: bool = False, as_of: str | None = None) -> None:

@@ -124,6 +124,13 @@ GOOD_ROWS: dict[str, Row] = {
         "reason": "Known",
         "approved_on": "2026-11-01",
     },
+    "policy/late_event_reviews": {
+        "idempotency_key": "NAME",
+        "decision": "accept",
+        "decided_by": "finance",
+        "decided_on": "2026-11-01",
+        "reason": "Agreed",
+    },
 }
 SEEDS = {Path(seed).name: seed for seed in GOOD_ROWS}
 
@@ -715,7 +722,28 @@ CREDIT_CASES = {
 POLICY_CASES = {
     "exception without reason": bad(
         "guard_exceptions", "not_null_guard_exceptions_reason", {"reason": ""}, named="subject=NAME,"
-    )
+    ),
+    "unknown treatment of late events": bad(
+        "event_types", "late_events is adjust, review or reject", {"late_events": "ignore"}
+    ),
+    "event decided on twice": bad("late_event_reviews", "an event is decided on once", {}, {"decision": "reject"}),
+    "batch decided on twice": bad(
+        "late_event_reviews",
+        "a batch is decided on once",
+        {"idempotency_key": "", "batch_id": "NAME"},
+        {"idempotency_key": "", "batch_id": "NAME"},
+        named="batch_id=NAME,",
+    ),
+    "unknown decision": bad("late_event_reviews", "decision is accept or reject", {"decision": "perhaps"}),
+    "decision on an event and a batch": bad(
+        "late_event_reviews", "has an idempotency_key or a batch_id, and not both", {"batch_id": "NAME"}
+    ),
+    "decision on nothing": bad(
+        "late_event_reviews",
+        "has an idempotency_key or a batch_id, and not both",
+        {"idempotency_key": "", "reason": "NAME"},
+        named="reason=NAME",
+    ),
 }
 
 CASES = {**CATALOG_CASES, **ACCOUNT_CASES, **CHARGE_CASES, **TIER_CASES, **CREDIT_CASES, **POLICY_CASES}
@@ -787,6 +815,8 @@ GOOD_CASES: dict[str, Rows] = {
         "credit_grants": [{"recurrence": "month", "expires_at": "2027-01-01 00:00:00"}],
         "credit_grant_charges": [{}],
         "guard_exceptions": [{}],
+        "late_event_reviews": [{}, {"idempotency_key": "", "batch_id": "NAME", "decision": "reject"}],
+        "event_types": [{"late_events": "review"}],
     },
     "phases": {
         "customers": [{}],
@@ -889,7 +919,7 @@ def test_bad_seed_fails_the_build_with_file_row_and_rule(built: Callable[[str], 
 
 def test_missing_policy_fails_the_build(built: Callable[[str], Build]) -> None:
     build = built("all")
-    assert "    row: future_tolerance_minutes=5, grace_period_hours=None" in build.report(
+    assert "    row: future_tolerance_minutes=5, grace_period_hours=None, late_event_policy=adjust" in build.report(
         "models/staging/stg_event_policy.sql", "event_policy.csv has a row grace_period"
     )
 

@@ -317,7 +317,8 @@ MALFORMED: list[tuple[str | dict[str, Any], str, str]] = [
     ({"occurred_at": "2026-02-30T00:00:00Z"}, "unparseable_timestamp", "occurred_at: '2026-02-30T00:00:00Z'"),
     ({"occurred_at": "2999-01-01T00:00:00Z"}, "timestamp_in_future", "occurred_at: '2999-01-01T00:00:00Z' is more than 5 minutes"),
     ({"customer_id": "nobody"}, "unknown_customer", "customer_id: 'nobody' is not a known customer"),
-    ({"correction": "void", "corrects": "k"}, "unsupported_correction", "asks to void or replace an event"),
+    ({"correction": "delete", "corrects": "k"}, "unknown_correction", "correction: 'delete' is neither void nor replace"),
+    ({"correction": "void"}, "missing_required_field", "corrects: is missing or blank beside correction"),
 ]  # fmt: skip
 
 
@@ -325,7 +326,7 @@ def test_each_malformed_event_is_rejected_with_its_reason(
     warehouse_of_copy: Warehouse, project_copy: Path, make_event: MakeEvent
 ) -> None:
     with (project_copy / "seeds/catalog/event_types.csv").open("a") as stream:
-        stream.write("llm_request,2,retired,An earlier schema\n")
+        stream.write("llm_request,2,retired,,An earlier schema\n")
     lines = [
         case if isinstance(case, str) else json.dumps(make_event(f"bad-{number}", **case))
         for number, (case, _, _) in enumerate(MALFORMED)
@@ -383,7 +384,7 @@ def test_a_metric_or_event_type_that_comes_and_goes(
         ]
     )
     for number, (types, metrics) in enumerate(
-        [("", ""), ("telegram,1,active,Telegram\n", ""), ("telegram,1,active,Telegram\n", metric)] * 2
+        [("", ""), ("telegram,1,active,,Telegram\n", ""), ("telegram,1,active,,Telegram\n", metric)] * 2
     ):
         write(types, metrics)
         warehouse_of_copy.land_events([make_event(f"n{number}", event_type="telegram", properties={})])

@@ -19,7 +19,7 @@ FUNCTIONS = {
     "abs", "cast", "chr", "coalesce", "contains", "convert_timezone", "count", "date_trunc", "dateadd", "datediff", "floor",
     "get", "greatest", "lag", "lead", "least", "left", "length", "listagg", "lower", "max", "max_by", "md5", "min", "mod",
     "nullif", "parse_json", "position", "power", "regexp_like", "regexp_substr", "replace", "right", "round",
-    "row_number", "rpad", "rtrim", "split_part", "substr", "sum", "to_char", "to_json", "to_variant", "trim",
+    "row_number", "rpad", "rtrim", "split_part", "substr", "sum", "to_char", "to_json", "to_number", "to_variant", "trim",
     "try_cast", "try_parse_json", "try_to_timestamp_ntz", "typeof", "upper",
 }  # fmt: skip
 # Words that a parenthesis follows and that are no functions.

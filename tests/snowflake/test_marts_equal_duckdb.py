@@ -64,6 +64,17 @@ def as_text(value: object) -> str:
     return str(value)
 
 
+CORRECTIONS = [
+    llm_request("void", corrects="microseconds", correction="void", properties={}),
+    llm_request("replacement", corrects="offset", correction="replace", p_context_tokens=7),
+    llm_request("second replacement", corrects="replacement", correction="replace", p_context_tokens=70),
+    llm_request("quoted|key", corrects="second replacement", correction="void"),
+    llm_request("of another", corrects="null", correction="void", customer_id="cus_001"),
+    llm_request("of nothing", corrects="nothing", correction="replace"),
+    llm_request("of itself", corrects="of itself", correction="replace"),
+]  # fmt: skip
+
+
 class Pair:
     """One project on a DuckDB file and in a database of the stand-in."""
 
@@ -158,8 +169,23 @@ def test_demo_data_with_late_copies_and_changed_seeds(pair: Pair, project_copy: 
     assert pair.count("marts.fct_shadow_billing where classification = 'duplicates'") == 1
 
     pair.duckdb.land(data.october_events)
-    pair.duckdb.land_events([*AWKWARD_EVENTS[:4], llm_request("microseconds", p_context_tokens=3)])
+    pair.duckdb.land_events([*AWKWARD_EVENTS[:4], llm_request("microseconds", p_context_tokens=3), *CORRECTIONS])
     pair.copy_raw_rows()
+    change_seed(
+        project_copy,
+        "catalog/event_types.csv",
+        lambda rows: [
+            row | {"late_events": "review"} if row["event_type"] == "assistant_session" else row for row in rows
+        ],
+    )
+    change_seed(
+        project_copy,
+        "policy/late_event_reviews.csv",
+        lambda _: [
+            {"idempotency_key": key, "decision": decision, "decided_by": "x", "decided_on": "2026-11-20", "reason": "y"}
+            for key, decision in (("quote", "accept"), ("nested", "reject"))
+        ],
+    )
     change_seed(
         project_copy,
         "accounts/subscriptions.csv",
@@ -182,6 +208,13 @@ def test_demo_data_with_late_copies_and_changed_seeds(pair: Pair, project_copy: 
     pair.check_equality()
     assert pair.duckdb.outcome_counts()["rejected"] > 20
     assert pair.count("marts.fct_event_conflicts") > 0
+    statuses = pair.duckdb.query("select distinct status from marts.fct_event_corrections order by 1")
+    assert statuses == [("applied",), ("customer_differs",), ("superseded",), ("waiting_for_event",)]
+    assert pair.duckdb.query("select distinct status from marts.fct_late_events order by 1") == [
+        ("accepted",),
+        ("rejected",),
+        ("waiting",),
+    ]
 
 
 def test_price_book_of_the_conformance_cases(pair: Pair, project_copy: Path) -> None:

@@ -46,6 +46,10 @@ def test_whole_numbers_have_38_digits(session: Session) -> None:
         session.rows("select n * 10 from numbers")
 
 
+def test_hexadecimal_digits_are_numbers(session: Session) -> None:
+    assert session.rows("select to_number('900150983CD24FB', 'XXXXXXXXXXXXXXX')") == [(0x900150983CD24FB,)]
+
+
 def test_a_division_without_remainder_is_exact(session: Session) -> None:
     sql = f"select (n - mod(n, d)) / d from (select {DIGITS_38} as n, 7 as d)"
     assert session.rows(sql) == [(DIGITS_38 // 7,)]

@@ -61,6 +61,7 @@ usage_by_service_period as (
             'usage.quantity', 'definitions.unit_size', 'definitions.quantity_rounding', 'definitions.quantity_rounding_step'
         ) }} as billable_units,
         usage.event_count,
+        usage.event_keys_hash,
         usage.first_event_at,
         usage.last_event_at,
         service_periods.service_period_start_at,

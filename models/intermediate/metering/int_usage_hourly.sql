@@ -12,6 +12,12 @@ usage_events {{ as_inlined() }} (
 
 ),
 
+events_not_metered as (
+
+    select * from {{ ref('int_events_not_metered') }}
+
+),
+
 definitions as (
 
     select * from {{ ref('int_metric_definitions') }}
@@ -27,6 +33,17 @@ filters as (
 window_splits as (
 
     select * from {{ ref('int_window_splits') }}
+
+),
+
+exclusions as (
+
+    select
+        customer_id,
+        occurred_hour_at as hour_start_at,
+        sum({{ event_key_number('idempotency_key') }}) as event_keys_hash
+    from events_not_metered
+    group by customer_id, occurred_hour_at
 
 ),
 
@@ -119,12 +136,46 @@ hours_with_moved_boundaries as (
 
 ),
 
+metered_exclusions as (
+
+    select
+        customer_id,
+        hour_start_at,
+        event_keys_hash
+    from metered
+    where metric_code is null
+
+),
+
+{# Which events of the hour are left out has changed: by a correction of them, or by a decision on late ones. #}
+changed_exclusions as (
+
+    select
+        coalesce(exclusions.customer_id, metered_exclusions.customer_id) as customer_id,
+        coalesce(exclusions.hour_start_at, metered_exclusions.hour_start_at) as hour_start_at,
+        coalesce(exclusions.event_keys_hash, 0) as event_keys_hash
+    from exclusions
+    full outer join metered_exclusions
+        on
+            exclusions.customer_id = metered_exclusions.customer_id
+            and exclusions.hour_start_at = metered_exclusions.hour_start_at
+    where coalesce(exclusions.event_keys_hash, 0) <> coalesce(metered_exclusions.event_keys_hash, 0)
+
+),
+
 hours_to_meter as (
 
     select
         customer_id,
         hour_start_at
     from hours_with_changed_deliveries
+
+    union
+
+    select
+        customer_id,
+        hour_start_at
+    from changed_exclusions
 
     union
 
@@ -236,6 +287,12 @@ events_in_windows {{ as_inlined() if not is_incremental() else "as" }} (
             and events_to_meter.occurred_hour_at = window_splits.hour_start_at
             and events_to_meter.occurred_at >= window_splits.window_start_at
             and events_to_meter.occurred_at < window_splits.window_end_at
+    where
+        not exists (
+            select 1
+            from events_not_metered
+            where events_not_metered.idempotency_key = events_to_meter.idempotency_key
+        )
 
 ),
 
@@ -255,6 +312,7 @@ events_with_values as (
         {%- for slot in value_slots() %}
         cast({{ json_text('events.properties', 'layouts.value_path_' ~ slot) }} as {{ quantity_type() }}) as value_{{ slot }},
         {%- endfor %}
+        {{ event_key_number('events.idempotency_key') }} as event_key_number,
         layouts.layout_id
     from events_in_windows as events
     inner join layouts
@@ -280,6 +338,7 @@ event_groups as (
         max(value_{{ slot }}) as max_{{ slot }},
         {%- endfor %}
         count(*) as event_count,
+        sum(event_key_number) as event_keys_hash,
         min(occurred_at) as first_event_at,
         max(occurred_at) as last_event_at,
         layout_id
@@ -341,6 +400,7 @@ usage_by_properties as (
         {%- endfor %}
         cast(null as {{ quantity_total_type() }}) as value_microseconds,
         usage.event_count,
+        usage.event_keys_hash,
         usage.first_event_at,
         usage.last_event_at,
         usage.hour_start_at,
@@ -377,6 +437,7 @@ usage_by_properties as (
                 )
         end as value_microseconds,
         1 as event_count,
+        {{ event_key_number('usage.idempotency_key') }} as event_keys_hash,
         usage.occurred_at as first_event_at,
         usage.occurred_at as last_event_at,
         usage.hour_start_at,
@@ -542,6 +603,7 @@ usage_hourly as (
         ) as quantity,
         cast(sum(value_microseconds) as {{ quantity_total_type() }}) as quantity_microseconds,
         cast(sum(event_count) as bigint) as event_count,
+        cast(sum(event_keys_hash) as {{ event_keys_hash_type() }}) as event_keys_hash,
         min(first_event_at) as first_event_at,
         max(last_event_at) as last_event_at,
         hour_start_at,
@@ -612,6 +674,7 @@ usage_no_longer_metered as (
         cast(null as {{ quantity_total_type() }}) as quantity,
         cast(null as {{ quantity_total_type() }}) as quantity_microseconds,
         0 as event_count,
+        0 as event_keys_hash,
         metered.first_event_at,
         metered.last_event_at,
         metered.hour_start_at,
@@ -677,12 +740,36 @@ usage_hourly_to_write as (
         cast(null as {{ quantity_total_type() }}) as quantity,
         cast(null as {{ quantity_total_type() }}) as quantity_microseconds,
         0 as event_count,
+        0 as event_keys_hash,
         cast(null as datetime) as first_event_at,
         cast(null as datetime) as last_event_at,
         cast(null as datetime) as hour_start_at,
         cast(null as datetime) as window_start_at,
         cast(null as datetime) as window_end_at
     from definition_markers
+
+    union all
+
+    {# Says which events of the hour were left out. #}
+    select
+        {{ surrogate_key(['customer_id', timestamp_text('hour_start_at'), "'exclusions'"]) }} as usage_hourly_id,
+        cast(null as varchar) as metric_code,
+        cast(null as varchar) as definition_hash,
+        cast(null as varchar) as aggregation,
+        customer_id,
+        cast(null as varchar) as dimensions,
+        cast(null as varchar) as presentation_dimensions,
+        cast(null as varchar) as distinct_value,
+        cast(null as {{ quantity_total_type() }}) as quantity,
+        cast(null as {{ quantity_total_type() }}) as quantity_microseconds,
+        0 as event_count,
+        cast(event_keys_hash as {{ event_keys_hash_type() }}) as event_keys_hash,
+        cast(null as datetime) as first_event_at,
+        cast(null as datetime) as last_event_at,
+        hour_start_at,
+        cast(null as datetime) as window_start_at,
+        cast(null as datetime) as window_end_at
+    from {{ 'changed_exclusions' if is_incremental() else 'exclusions' }}
 
     {% if is_incremental() %}
     union all

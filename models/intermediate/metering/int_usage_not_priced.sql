@@ -1,6 +1,6 @@
 {% set usage_columns = [
     'usage_hourly_id', 'metric_code', 'aggregation', 'customer_id', 'dimensions', 'distinct_value', 'quantity', 'event_count',
-    'first_event_at', 'last_event_at', 'window_start_at'
+    'event_keys_hash', 'first_event_at', 'last_event_at', 'window_start_at'
 ] %}
 with
 

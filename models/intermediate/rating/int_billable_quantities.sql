@@ -111,6 +111,7 @@ slices_with_usage as (
         coalesce(usage_through.quantity, 0) as quantity_through,
         usage.event_count as period_event_count,
         coalesce(usage_through.event_count, 0) - coalesce(usage_before.event_count, 0) as event_count,
+        coalesce(usage_through.event_keys_hash, 0) - coalesce(usage_before.event_keys_hash, 0) as event_keys_hash,
         usage.first_event_at as period_first_event_at,
         usage_through.last_event_at
     from slices_with_periods as slices
@@ -208,6 +209,7 @@ metered_slices as (
         greatest(slices.units_through - slices.entitled_quantity, 0) as billable_through,
         greatest(slices.period_units - slices.entitled_quantity, 0) as period_billable,
         slices.event_count,
+        slices.event_keys_hash,
         case
             when slices.event_count > 0 then coalesce(first_events.first_event_at, slices.period_first_event_at)
         end as first_event_at,
@@ -249,6 +251,7 @@ percentage_slices as (
         quantity - free_quantity as billable_through,
         quantity - free_quantity as period_billable,
         event_count,
+        event_keys_hash,
         first_event_at,
         last_event_at,
         0 as share_before,
@@ -273,6 +276,7 @@ flat_slices as (
         1 as billable_through,
         1 as period_billable,
         0 as event_count,
+        0 as event_keys_hash,
         cast(null as datetime) as first_event_at,
         cast(null as datetime) as last_event_at,
         case when slices.proration = 'by_day' then slices.days_before else 0 end as share_before,
@@ -346,6 +350,7 @@ zero_usage_slices as (
         0 as billable_through,
         0 as period_billable,
         0 as event_count,
+        0 as event_keys_hash,
         cast(null as datetime) as first_event_at,
         cast(null as datetime) as last_event_at,
         0 as share_before,
@@ -420,6 +425,7 @@ billable_quantities as (
         all_slices.has_whole_quantity,
         all_slices.fee_amount,
         all_slices.event_count,
+        cast(all_slices.event_keys_hash as {{ event_keys_hash_type() }}) as event_keys_hash,
         all_slices.first_event_at,
         all_slices.last_event_at,
         {# With which line a flat amount that does not wait for usage is due. #}

@@ -50,6 +50,7 @@ events_counted as (
         usage.dimensions,
         usage.window_start_at,
         usage.quantity,
+        usage.event_keys_hash,
         usage.first_event_at as occurred_at,
         row_number() over (
             partition by usage.service_period_id, usage.metric_code, usage.dimensions
@@ -76,6 +77,7 @@ events_with_terms as (
         events_counted.dimensions,
         events_counted.occurred_at,
         events_counted.quantity,
+        events_counted.event_keys_hash,
         tiers.tier_set_id,
         tiers.unit_amount as rate,
         coalesce(terms.event_fixed_amount, 0) as event_fixed_amount,
@@ -123,6 +125,7 @@ event_fees as (
         tier_set_id,
         occurred_at,
         quantity,
+        event_keys_hash,
         free_quantity,
         case
             when is_free then 0
@@ -157,6 +160,7 @@ event_fees_by_slice as (
         cast(sum(free_quantity) as {{ quantity_total_type() }}) as free_quantity,
         cast(sum(fee_amount) as {{ amount_type() }}) as fee_amount,
         cast(count(*) as bigint) as event_count,
+        cast(sum(event_keys_hash) as {{ event_keys_hash_type() }}) as event_keys_hash,
         min(occurred_at) as first_event_at,
         max(occurred_at) as last_event_at
     from event_fees

@@ -63,6 +63,7 @@ currencies as (
         cast(0 as {{ quantity_total_type() }}) as included_quantity_used,
         cast(0 as {{ quantity_total_type() }}) as billable_quantity,
         cast(0 as bigint) as event_count,
+        cast(0 as {{ event_keys_hash_type() }}) as event_keys_hash,
         cast(null as datetime) as first_event_at,
         cast(null as datetime) as last_event_at
 {%- endset %}
@@ -89,6 +90,7 @@ charge_lines as (
         rated_charges.included_quantity_used,
         rated_charges.billable_quantity,
         rated_charges.event_count,
+        rated_charges.event_keys_hash,
         rated_charges.first_event_at,
         rated_charges.last_event_at,
         rated_charges.unrounded_amount,

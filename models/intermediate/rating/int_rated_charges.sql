@@ -65,6 +65,7 @@ lines as (
         ) as billable_quantity,
         cast(sum(coalesce(amounts_by_slice.amount, 0)) as {{ amount_type() }}) as unrounded_amount,
         cast(sum(billable_quantities.event_count) as bigint) as event_count,
+        cast(sum(billable_quantities.event_keys_hash) as {{ event_keys_hash_type() }}) as event_keys_hash,
         min(billable_quantities.first_event_at) as first_event_at,
         max(billable_quantities.last_event_at) as last_event_at
     from billable_quantities

@@ -321,6 +321,7 @@ usage_in_other_zones as (
         usage_hourly.distinct_value,
         usage_hourly.quantity,
         usage_hourly.event_count,
+        usage_hourly.event_keys_hash,
         usage_hourly.first_event_at,
         usage_hourly.last_event_at,
         usage_hourly.window_start_at < windows.candidate_start_at

@@ -172,6 +172,7 @@ invoice_lines as (
         cast(amount as {{ money_type() }}) as amount,
         cast(amount_minor as bigint) as amount_minor,
         cast(event_count as bigint) as event_count,
+        cast(event_keys_hash as {{ event_keys_hash_type() }}) as event_keys_hash,
 
         ---------- timestamps
         first_event_at,

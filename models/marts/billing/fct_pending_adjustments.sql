@@ -40,6 +40,7 @@ adjustments as (
         cast(rated_amount_minor as bigint) as rated_amount_minor,
         cast(ledger_amount_minor as bigint) as ledger_amount_minor,
         cast(event_count as bigint) as event_count,
+        cast(event_keys_hash as {{ event_keys_hash_type() }}) as event_keys_hash,
 
         ---------- timestamps
         service_period_start_at,

@@ -43,6 +43,7 @@ rated_lines as (
         amount,
         amount_minor,
         event_count,
+        event_keys_hash,
 
         ---------- timestamps
         first_event_at,

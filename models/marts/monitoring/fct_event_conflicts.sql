@@ -24,7 +24,7 @@ event_conflicts as (
         conflicting.idempotency_key,
         conflicting.source,
         conflicting.conflicting_fields,
-        {%- for field in ['event_type', 'customer_id', 'occurred_at', 'properties'] %}
+        {%- for field in ['event_type', 'customer_id', 'occurred_at', 'corrects', 'correction', 'properties'] %}
         conflicting.{{ field }},
         counted.{{ field }} as counted_{{ field }},
         {%- endfor %}

@@ -42,6 +42,16 @@ accepted_by_event_type as (
 
 ),
 
+not_metered_by_event_type as (
+
+    select
+        event_type,
+        count(*) as events
+    from {{ ref('int_events_not_metered') }}
+    group by event_type
+
+),
+
 metered_by_metric as (
 
     select
@@ -52,16 +62,22 @@ metered_by_metric as (
 
 ),
 
-{# A metric without filters must have metered each accepted event of its type. #}
+{# A metric without filters must have metered each accepted event of its type, but for those that are left out with a reason. #}
 dropped_by_metering as (
 
     select
         'dropped_events' as guard_code,
         'metric|' || definitions.metric_code as subject,
-        abs(accepted_by_event_type.events - coalesce(metered_by_metric.events, 0)) as measured
+        abs(
+            accepted_by_event_type.events
+            - coalesce(not_metered_by_event_type.events, 0)
+            - coalesce(metered_by_metric.events, 0)
+        ) as measured
     from {{ ref('int_metric_definitions') }} as definitions
     inner join accepted_by_event_type
         on definitions.event_type = accepted_by_event_type.event_type
+    left join not_metered_by_event_type
+        on definitions.event_type = not_metered_by_event_type.event_type
     left join metered_by_metric
         on definitions.metric_code = metered_by_metric.metric_code
     where not definitions.has_filters and not definitions.is_residual

@@ -32,6 +32,7 @@ usage_in_totals as (
         usage_hourly.distinct_value,
         usage_hourly.quantity,
         usage_hourly.event_count,
+        usage_hourly.event_keys_hash,
         usage_hourly.first_event_at,
         usage_hourly.last_event_at
     from independent_totals as totals

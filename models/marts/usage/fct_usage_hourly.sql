@@ -43,6 +43,7 @@ usage_by_window as (
             else quantity
         end as quantity,
         event_count,
+        event_keys_hash,
         first_event_at,
         last_event_at
     from usage_in_one_row

@@ -122,6 +122,12 @@ def semantics_of_functions(expression: exp.Expression) -> exp.Expression:
     if isinstance(expression, exp.ToChar) and expression.args.get("format") is not None:
         # DuckDB has no TO_CHAR, and fakesnow drops the format.
         return exp.Anonymous(this="strftime", expressions=[expression.this, exp.Literal.string(_strftime(expression))])
+    if isinstance(expression, exp.ToNumber) and expression.args.get("format") is not None:
+        # fakesnow knows no format. Hexadecimal digits that a BIGINT holds are all that the project reads by one.
+        if not re.fullmatch("X{1,15}", expression.args["format"].name):
+            raise NotImplementedError(f"TO_NUMBER with the format {expression.args['format'].name!r}")
+        digits = exp.func("concat", exp.Literal.string("0x"), expression.this)
+        return exp.cast(exp.cast(digits, exp.DataType.build("bigint", dialect="duckdb")), _number(38, 0))
     if isinstance(expression, exp.Cast) and expression.to.this in exp.DataType.TEXT_TYPES:
         if isinstance(expression.this, exp.Anonymous) and expression.this.name == "json_extract":
             # A variant cast to text is its value: text without its quotes, and SQL null for a JSON null.

@@ -1,0 +1,1 @@
+{% macro event_keys_hash_type() -%} decimal(38, 0) {%- endmacro %}

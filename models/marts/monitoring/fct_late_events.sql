@@ -1,0 +1,20 @@
+select
+    idempotency_key,
+    customer_id,
+    batch_id,
+    subscription_id,
+    event_type,
+    billing_period,
+    late_event_policy,
+    status,
+    decision,
+    decided_by,
+    decided_on,
+    decision_reason,
+    cast(late_seconds as bigint) as late_seconds,
+    occurred_at,
+    received_at,
+    service_period_start_at,
+    service_period_end_at,
+    grace_ended_at
+from {{ ref('int_late_events') }}
