@@ -13,6 +13,10 @@ export GX_ANALYTICS_ENABLED = false
 export DBT_PROFILES_DIR = $(CURDIR)/profiles
 
 BOOKS ?= 20
+RUNS ?= 1000
+SEED ?= 1
+LINES ?=
+HISTORIES ?= 20
 EVENTS ?=
 REPEAT ?=
 HISTORY ?=
@@ -21,7 +25,7 @@ BENCH_ARGS ?=
 TOTALS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-dbt test-python test-snowflake conformance oracle bench lint lint-snowflake parse dev lock clean
+.PHONY: help setup demo test test-dbt test-python test-snowflake conformance oracle chaos closes bench lint lint-snowflake parse dev lock clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -76,6 +80,13 @@ conformance: $(INSTALLED) ## Rate the priced cases of public billing systems and
 
 oracle: $(INSTALLED) ## Rate BOOKS random price books (20 by default, about 800 cases each) and hold them against the oracle
 	METERING_ORACLE_EXAMPLES=$(BOOKS) $(BIN)/python -m pytest tests/integration/test_rating_oracle.py -q -s
+
+chaos: $(INSTALLED) ## Bring RUNS outboxes (1,000 by default) into Stripe through faults and kills (SEED), or measure the sync of LINES
+	$(BIN)/python -m tests.chaos --runs $(RUNS) --seed $(SEED) $(if $(LINES),--lines $(LINES))
+
+closes: $(INSTALLED) ## A year of closes with late events against the oracle, and HISTORIES random histories (20 by default)
+	METERING_CLOSE_MONTHS=12 METERING_CLOSE_HISTORIES=$(HISTORIES) $(BIN)/python -m pytest -q -s -n 0 \
+		tests/integration/test_close_year.py tests/integration/test_close_histories.py
 
 $(BENCH_INSTALLED): $(INSTALLED) benchmarks/requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock

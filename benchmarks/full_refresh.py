@@ -51,42 +51,13 @@ class Outcome:
 def run_ours(files: Sequence[Path], events: int, settings: Settings) -> Outcome:
     """metering load, then dbt build --full-refresh without tests."""
     product = _product(settings)
-    product.parse()
-    load_before = load_average()
-    load = product.load(files)
-    build = product.build(full_refresh=True)
-    record = Record(
-        part="full_refresh",
-        engine="ours",
-        events=events,
-        seconds=load.seconds + build.measurement.seconds,
-        stages=ours_stages(load, build),
-        peak_memory_bytes=max(load.peak_memory_bytes, build.measurement.peak_memory_bytes),
-        peak_spill_bytes=max(load.peak_spill_bytes, build.measurement.peak_spill_bytes),
-        load_average=load_before,
-        nodes=build.nodes,
-    )
+    record = _load_and_build(product, files, events, part="full_refresh", data_tests=False)
     return Outcome(record, product_outcomes(product.database), product_lines(product.database))
 
 
 def run_data_tests(files: Sequence[Path], events: int, settings: Settings) -> Record:
     """metering load, then the whole build with all data tests, as metering build makes it."""
-    product = _product(settings)
-    product.parse()
-    load_before = load_average()
-    load = product.load(files)
-    build = product.build(full_refresh=True, data_tests=True)
-    return Record(
-        part="data_tests",
-        engine="ours",
-        events=events,
-        seconds=load.seconds + build.measurement.seconds,
-        stages=ours_stages(load, build),
-        peak_memory_bytes=max(load.peak_memory_bytes, build.measurement.peak_memory_bytes),
-        peak_spill_bytes=max(load.peak_spill_bytes, build.measurement.peak_spill_bytes),
-        load_average=load_before,
-        nodes=build.nodes,
-    )
+    return _load_and_build(_product(settings), files, events, part="data_tests", data_tests=True)
 
 
 def run_floor(files: Sequence[Path], events: int, settings: Settings) -> Outcome:
@@ -160,6 +131,24 @@ def _run_other(engine: str, files: Sequence[Path], events: int, settings: Settin
         note=report["version"],
     )
     return Outcome(record, Outcomes(deliveries, accepted, duplicates, rejected, conflicts), rated_lines(database))
+
+
+def _load_and_build(product: Product, files: Sequence[Path], events: int, *, part: str, data_tests: bool) -> Record:
+    product.parse()
+    load_before = load_average()
+    load = product.load(files)
+    build = product.build(full_refresh=True, data_tests=data_tests)
+    return Record(
+        part=part,
+        engine="ours",
+        events=events,
+        seconds=load.seconds + build.measurement.seconds,
+        stages=ours_stages(load, build),
+        peak_memory_bytes=max(load.peak_memory_bytes, build.measurement.peak_memory_bytes),
+        peak_spill_bytes=max(load.peak_spill_bytes, build.measurement.peak_spill_bytes),
+        load_average=load_before,
+        nodes=build.nodes,
+    )
 
 
 def _product(settings: Settings) -> Product:

@@ -5,6 +5,7 @@ Exit codes: 0 all well; 1 something failed or a guard is red, with the reason on
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,9 @@ from orchestration.lib.project import MeteringError, build, read_settings
 from orchestration.lib.scenario import drop_scenario, name_from
 from orchestration.lib.shadow import describe_comparison, list_comparisons
 from orchestration.lib.statement import write_statement
-from orchestration.lib.sync import guarded_sync
+from orchestration.lib.stripe_reconcile import reconcile as reconcile_with_stripe
+from orchestration.lib.stripe_sync import describe_plan
+from orchestration.lib.sync import guarded_sync, plan_without_sending
 from orchestration.lib.warehouse import Warehouse, connect, require_successful_build
 from orchestration.lib.what_if import what_if
 from orchestration.lib.what_if_report import FORMATS, describe
@@ -155,11 +158,15 @@ def adjustments(customer: str | None) -> None:
 
 @cli.command()
 @click.option("--period", metavar="YYYY-MM", help="Only this billing period; by default all that are closed.")
-def sync(period: str | None) -> None:
+@click.option("--dry-run", is_flag=True, help="Print what would be sent; send nothing, and do not run the guards.")
+def sync(period: str | None, dry_run: bool) -> None:
     """Send closed invoice lines to Stripe as items of draft invoices, each once, if the guards are green.
 
     Lines of a metric that finance has not confirmed are held back.
     """
+    if dry_run:
+        click.echo(describe_plan(plan_without_sending(read_settings(), billing_period=period)))
+        return
     guards, report = guarded_sync(read_settings(), billing_period=period, progress=click.echo)
     for outcome in guards.outcomes:
         click.echo(outcome.describe())
@@ -167,10 +174,22 @@ def sync(period: str | None) -> None:
         f"lines: {report.created} created, {report.confirmed_by_lookup} found in Stripe, "
         f"{report.already_confirmed} there already, {report.held} held, {report.blocked} blocked, "
         f"{report.failed} failed, "
-        f"{report.changed_after_sync} changed after they were sent"
+        f"{report.changed_after_sync} changed after they were sent; {report.finalized} invoices finalised"
     )
     if not report.is_clean:
         raise MeteringError("\n".join(["The sync needs attention:", *report.problems]))
+
+
+@cli.command()
+def reconcile() -> None:
+    """Read Stripe back and compare events, ledger and Stripe invoice by invoice. Exits with 1 when an invoice is red.
+
+    Red is a difference above a threshold of guard_thresholds.csv. Missing, doubled and foreign items are named.
+    """
+    report = reconcile_with_stripe(read_settings(), os.environ)
+    click.echo(report.describe())
+    if report.red:
+        raise MeteringError(f"{len(report.red)} invoices differ from Stripe by more than the thresholds allow.")
 
 
 def _warn_of_unfinished_build(warehouse: Warehouse) -> None:

@@ -102,6 +102,19 @@
         amount_minor_now bigint,
         amount_minor_then bigint
     )",
+    "create table if not exists ops.stripe_readback (
+        readback_id varchar not null,
+        read_at datetime not null,
+        stripe_account varchar not null,
+        entity varchar not null,
+        stripe_object_id varchar,
+        stripe_invoice_id varchar,
+        invoice_status varchar,
+        invoice_id varchar,
+        line_id varchar,
+        currency varchar,
+        amount_minor bigint
+    )",
     "create table if not exists ledger.billing_runs (
         run_id varchar not null,
         billing_period varchar not null,

@@ -76,7 +76,10 @@ property_rules as (
 
 staged {{ as_inlined() }} (
 
-    select * from {{ this }}
+    select
+        *,
+        {{ row_address() }} as row_address
+    from {{ this }}
 
 ),
 
@@ -716,6 +719,7 @@ staged_deliveries_in_play {{ as_materialized() }} (
     select
         staged.batch_id,
         staged.line_number,
+        staged.row_address,
         staged.idempotency_key
     from staged
     inner join keys_in_play
@@ -757,9 +761,7 @@ staged_copies {{ as_materialized() }} (
         staged.received_at
     from staged
     inner join staged_copies_found
-        on
-            staged.batch_id = staged_copies_found.batch_id
-            and staged.line_number = staged_copies_found.line_number
+        on staged.row_address = staged_copies_found.row_address
 
 ),
 

@@ -237,6 +237,13 @@ def _append(
     warehouse.execute("update ledger.close_lock set holder = ?", [build.invocation_id])
     if _last_build(warehouse) != build:
         raise CloseRefused("Another build has begun meanwhile. Nothing was closed: close again when it has ended.")
+    # A build of the past does not see what came later: its lines would take back what was billed for that.
+    ((ledger_as_of,),) = warehouse.execute("select max(as_of) from ledger.billing_runs").rows
+    if ledger_as_of is not None and build.as_of < ledger_as_of:
+        raise CloseRefused(
+            f"The last build saw events until {build.as_of} UTC, the last close until {ledger_as_of} UTC: build again "
+            "without an older as_of. Nothing was closed."
+        )
     closed = {
         customer_id
         for (customer_id,) in warehouse.execute(

@@ -71,7 +71,7 @@ def run_demo(events: Sequence[str], totals: Path | None, *, progress: Progress) 
     progress("== invoices")
     with connect(settings) as warehouse, open_stripe_target({}, settings.stripe_state) as target:
         invoices = list_invoices(warehouse)
-        in_stripe = {draft.metering_invoice_id: draft for draft in read_back_invoices(target)}
+        in_stripe = read_back_invoices(target)
     _compare(invoices, in_stripe, progress)
     progress(f"Data Docs: {guards.data_docs}")
     progress(
@@ -108,11 +108,11 @@ def _describe_deliveries(settings: Settings, progress: Progress) -> None:
         progress(f"unbilled ({reason}): {metric}, {events:,} events")
 
 
-def _compare(invoices: Sequence[Invoice], in_stripe: dict[str, StripeInvoice], progress: Progress) -> None:
+def _compare(invoices: Sequence[Invoice], in_stripe: Sequence[StripeInvoice], progress: Progress) -> None:
     progress(f"{'invoice':<26}{'lines':>6}{'total':>16}{'to send':>16}{'in Stripe':>16}")
     disagreeing = []
-    for invoice, draft, agrees in compare_with_stripe(invoices, in_stripe):
-        sent = "-" if draft is None else format_minor(draft.total_minor, invoice.minor_units)
+    for invoice, sent_minor, agrees in compare_with_stripe(invoices, in_stripe):
+        sent = "-" if sent_minor is None else format_minor(sent_minor, invoice.minor_units)
         progress(
             f"{invoice.invoice_id:<26}{len(invoice.lines):>6}"
             f"{format_minor(invoice.total_minor, invoice.minor_units):>16}"
@@ -120,7 +120,7 @@ def _compare(invoices: Sequence[Invoice], in_stripe: dict[str, StripeInvoice], p
         )
         if not agrees:
             disagreeing.append(invoice.invoice_id)
-    foreign = sorted(set(in_stripe) - {invoice.invoice_id for invoice in invoices})
+    foreign = sorted({draft.metering_invoice_id for draft in in_stripe} - {invoice.invoice_id for invoice in invoices})
     if disagreeing or foreign:
         raise DemoDisagreement(
             f"Not the same in Stripe: {', '.join(disagreeing) or 'none'}; "

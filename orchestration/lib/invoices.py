@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -161,17 +161,16 @@ def describe_invoice(invoice: Invoice) -> str:
 
 
 def compare_with_stripe(
-    invoices: Iterable[Invoice], in_stripe: Mapping[str, StripeInvoice]
-) -> list[tuple[Invoice, StripeInvoice | None, bool]]:
-    """Each invoice beside its draft in Stripe, and whether they agree to the minor unit.
+    invoices: Iterable[Invoice], in_stripe: Iterable[StripeInvoice]
+) -> list[tuple[Invoice, int | None, bool]]:
+    """Each invoice beside its total in Stripe in minor units, and whether they agree to the minor unit.
 
-    An invoice of which nothing may be sent agrees with there being none.
+    The total is None where Stripe has no invoice, which agrees with there being nothing that may be sent.
     """
+    totals: dict[str, int] = {}
+    for part in in_stripe:
+        totals[part.metering_invoice_id] = totals.get(part.metering_invoice_id, 0) + part.total_minor
     return [
-        (
-            invoice,
-            draft := in_stripe.get(invoice.invoice_id),
-            invoice.sendable_minor == 0 if draft is None else draft.total_minor == invoice.sendable_minor,
-        )
+        (invoice, total := totals.get(invoice.invoice_id), (total or 0) == invoice.sendable_minor)
         for invoice in invoices
     ]

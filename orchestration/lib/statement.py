@@ -92,7 +92,7 @@ class Statement:
 
 
 @dataclass(frozen=True)
-class _Source:
+class StatementSource:
     """What a statement is made of: lines, what was billed before by line, facts of the run, seeds of its price book."""
 
     lines: Sequence[Row]
@@ -140,7 +140,7 @@ def render_statement(statement: Statement) -> str:
     return template.render(statement=statement)
 
 
-def _read(warehouse: Warehouse, invoice_id: str) -> _Source:
+def _read(warehouse: Warehouse, invoice_id: str) -> StatementSource:
     require_marts(warehouse, "fct_invoices", "fct_invoice_lines")
     closed = warehouse.execute("select * from ledger.billing_ledger where invoice_id = ?", [invoice_id]).records()
     if closed:
@@ -149,7 +149,7 @@ def _read(warehouse: Warehouse, invoice_id: str) -> _Source:
             name: _recorded_seed(warehouse, digest, f"{folder}/{name}.csv")
             for folder, name in (("catalog", "billable_metrics"), ("pricing", "charges"), ("pricing", "currencies"))
         }
-        return _Source(closed, _billed_before(warehouse, invoice_id), closed[0], is_draft=False, seeds=recorded)
+        return StatementSource(closed, _billed_before(warehouse, closed), closed[0], is_draft=False, seeds=recorded)
     drafts = warehouse.execute(
         "select * from marts.fct_invoice_lines where invoice_id = ? and run_id is null", [invoice_id]
     ).records()
@@ -162,7 +162,7 @@ def _read(warehouse: Warehouse, invoice_id: str) -> _Source:
         name: warehouse.execute(f"select * from seeds.{name}").records()
         for name in ("billable_metrics", "charges", "currencies")
     }
-    return _Source(drafts, _billed_before(warehouse, invoice_id), facts, is_draft=True, seeds=seeds)
+    return StatementSource(drafts, _billed_before(warehouse, drafts), facts, is_draft=True, seeds=seeds)
 
 
 def _recorded_seed(warehouse: Warehouse, digest: str, seed: str) -> list[Row]:
@@ -180,36 +180,23 @@ def _recorded_seed(warehouse: Warehouse, digest: str, seed: str) -> list[Row]:
     ]
 
 
-def _billed_before(warehouse: Warehouse, invoice_id: str) -> dict[str, Row]:
-    """What the ledger had of each line of an invoice before it, by the line's id."""
-    rows = warehouse.execute(
-        f"""
-        with invoice_lines as (
-            select line_id, rated_line_id, currency_code, entry_number
+def _billed_before(warehouse: Warehouse, lines: Sequence[Row]) -> dict[str, Row]:
+    """What the ledger had of the lines that are not the first entry of theirs, by the id of the line."""
+    before: dict[str, Row] = {}
+    for line in lines:
+        if line["entry_kind"] == "original":
+            continue
+        [sums] = warehouse.execute(
+            f"""
+            select count(*) as entries, {", ".join(f"coalesce(sum({name}), 0) as {name}" for name in _MEASURES)}
             from ledger.billing_ledger
-            where invoice_id = $invoice_id
-
-            union
-
-            select line_id, rated_line_id, currency_code, entry_number
-            from marts.fct_invoice_lines
-            where invoice_id = $invoice_id and run_id is null
-        )
-
-        select
-            invoice_lines.line_id,
-            {", ".join(f"sum(earlier.{measure}) as {measure}" for measure in _MEASURES)}
-        from invoice_lines
-        inner join ledger.billing_ledger as earlier
-            on
-                invoice_lines.rated_line_id = earlier.rated_line_id
-                and invoice_lines.currency_code = earlier.currency_code
-                and invoice_lines.entry_number > earlier.entry_number
-        group by invoice_lines.line_id
-        """,
-        {"invoice_id": invoice_id},
-    ).records()
-    return {row["line_id"]: row for row in rows}
+            where rated_line_id = ? and currency_code = ? and entry_number < ?
+            """,
+            [line["rated_line_id"], line["currency_code"], line["entry_number"]],
+        ).records()
+        if sums["entries"]:
+            before[line["line_id"]] = sums
+    return before
 
 
 def _unknown_invoice(warehouse: Warehouse, invoice_id: str) -> str:
@@ -220,7 +207,7 @@ def _unknown_invoice(warehouse: Warehouse, invoice_id: str) -> str:
     return f"There is no invoice {invoice_id!r}. {hint}"
 
 
-def make_statement(source: _Source) -> Statement:
+def make_statement(source: StatementSource) -> Statement:
     """Lay out the lines of one invoice for its customer."""
     first = source.lines[0]
     currency = first["currency_code"]
@@ -320,7 +307,7 @@ def _description(line: Row) -> str:
 
 
 def _usage_notes(line: Row, now: Row, metric: Row | None, is_adjustment: bool) -> list[str]:
-    unit = f" × {metric['unit']}" if metric and metric["unit"] else ""
+    unit = f" (unit: {metric['unit']})" if metric and metric["unit"] else ""
     if not now["metered_quantity"] and not line["event_count"]:
         due = "the price of no usage is due" if now["amount"] else "listed although nothing is due"
         return [f"No usage in the service period; {due}"]
@@ -335,10 +322,12 @@ def _usage_notes(line: Row, now: Row, metric: Row | None, is_adjustment: bool) -
         )
     if line["event_count"] and line["first_event_at"]:
         counted = f"{abs(line['event_count']):,} {'event' if abs(line['event_count']) == 1 else 'events'}"
+        first, last = (_clock(_local(line[name], line["time_zone"])) for name in ("first_event_at", "last_event_at"))
         if is_adjustment:
-            counted += " more" if line["event_count"] > 0 else " less"
-        first, last = (_local(line[name], line["time_zone"]) for name in ("first_event_at", "last_event_at"))
-        notes.append(f"{counted}; first {_clock(first)}, last {_clock(last)} ({line['time_zone']})")
+            more = "more" if line["event_count"] > 0 else "fewer"
+            notes.append(f"{counted} {more} than before; of all now, first {first}, last {last} ({line['time_zone']})")
+        else:
+            notes.append(f"{counted}; first {first}, last {last} ({line['time_zone']})")
     return notes
 
 
@@ -352,7 +341,7 @@ def _tier_details(line: Row) -> list[Detail]:
             number[name] or Decimal(0) for name in ("priced_quantity", "unit_amount", "flat_amount")
         )
         computed = number["unrounded_amount"] or Decimal(0)
-        label = _tier_label(number, is_only=len(tiers) == 1)
+        label = "Fee" if line["line_type"] == "flat" else _tier_label(number, is_only=len(tiers) == 1)
         if number["package_size"] is not None:
             label += f", started packages of {format_quantity(number['package_size'])}"
         if quantity * price + flat != computed:
@@ -392,7 +381,7 @@ def _reduction_details(line: Row, now: Row, minor_units: int) -> list[Detail]:
     return details
 
 
-def _unused_charges(source: _Source) -> tuple[str, ...]:
+def _unused_charges(source: StatementSource) -> tuple[str, ...]:
     """Usage charges of the invoice's plans that have no line because nothing was used: zero usage, policy no_line."""
     originals = [line for line in source.lines if line["entry_kind"] == "original"]
     billed = {line["charge_code"] for line in originals}
@@ -430,7 +419,7 @@ def _instant_of_seed(value: str | datetime) -> datetime:
     return value if isinstance(value, datetime) else datetime.fromisoformat(value)
 
 
-def _provenance(source: _Source) -> tuple[tuple[str, str], ...]:
+def _provenance(source: StatementSource) -> tuple[tuple[str, str], ...]:
     """What reproduces the amounts."""
     facts = source.facts
     known = [("Deliveries received until", f"{_instant(facts['as_of'], exact=True)} UTC")]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import ceil
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import stripe
 from stripe.params import CustomerCreateParams, InvoiceCreateParams, InvoiceItemCreateParams
@@ -27,13 +27,18 @@ from orchestration.lib.stripe_target import StripeTarget, redact_keys
 from orchestration.lib.warehouse import MissingObjectError, OpenTransactionError, Warehouse
 
 T = TypeVar("T")
-Entity = Literal["customer", "invoice", "invoice_item"]
+Entity = Literal["customer", "invoice", "invoice_item", "finalization"]
 Step = Literal["intent", "confirmed", "failed"]
+CollectionMethod = Literal["charge_automatically", "send_invoice"]
 StripeObject = stripe.Customer | stripe.Invoice | stripe.InvoiceItem
 
 CUSTOMER_KEY = "metering_customer_id"
 INVOICE_KEY = "metering_invoice_id"
 LINE_KEY = "metering_line_id"
+PART_KEY = "metering_invoice_part"
+
+# Stripe API reference, "Create an invoice item": "there is a maximum of 250 items per invoice".
+ITEMS_PER_INVOICE = 250
 
 PAGE_SIZE = 100
 LINES_PER_PROGRESS = 200
@@ -63,6 +68,7 @@ class OutboxLine:
 
     line_id: str
     invoice_id: str
+    run_id: str
     customer_id: str
     customer_name: str | None
     stripe_customer_id: str | None
@@ -139,12 +145,40 @@ class ChangedLine:
 
 
 @dataclass(frozen=True)
+class InvoiceSettings:
+    """How invoices are made in Stripe, from the environment.
+
+    Attributes:
+        collection_method: METERING_STRIPE_COLLECTION_METHOD, charge_automatically or send_invoice.
+        days_until_due: METERING_STRIPE_DAYS_UNTIL_DUE, with send_invoice alone.
+        automatic_tax: METERING_STRIPE_AUTOMATIC_TAX=1 lets Stripe compute taxes.
+        finalizes: METERING_STRIPE_FINALIZE=1 finalises an invoice once all its lines are on it; else it stays a draft.
+        auto_advance: METERING_STRIPE_AUTO_ADVANCE=1 lets Stripe collect what has been finalised.
+    """
+
+    collection_method: CollectionMethod = "charge_automatically"
+    days_until_due: int | None = None
+    automatic_tax: bool = False
+    finalizes: bool = False
+    auto_advance: bool = False
+
+
+@dataclass(frozen=True)
 class InvoiceGroup:
-    """The lines to send for one invoice, in order of their ids."""
+    """The lines to send for one invoice in Stripe, in order of their ids.
+
+    `part` counts from 1 the invoices that an invoice of more than 250 lines becomes in Stripe.
+    """
 
     customer_id: str
     invoice_id: str
+    part: int
     lines: tuple[OutboxLine, ...]
+
+    @property
+    def key(self) -> str:
+        """The invoice's key in the log."""
+        return invoice_key(self.invoice_id, self.part)
 
 
 @dataclass(frozen=True)
@@ -156,11 +190,13 @@ class SyncPlan:
     already_confirmed: int
     held: int
     changes: tuple[ChangedLine, ...]
+    complete: tuple[InvoiceGroup, ...]
+    """Invoices that hold nothing back: once all these lines are in Stripe, they may be finalised."""
 
 
 @dataclass
 class SyncReport:
-    """What a run did. All counts are of lines, save `unknown`.
+    """What a run did. All counts are of lines, save `finalized` and `unknown`.
 
     Attributes:
         stripe_account: the account's name in the log.
@@ -172,6 +208,7 @@ class SyncReport:
         blocked: lines not sent because others of their customer and billing period have changed after they were sent.
         changed_after_sync: lines that differ from what was confirmed in amount or currency, or are gone or
             held.
+        finalized: invoices finalised by this run.
         unknown: objects without an outcome when the run stopped, 0 or 1.
         problems: a sentence for each thing that someone must look at.
         changes: the lines behind `changed_after_sync`.
@@ -185,6 +222,7 @@ class SyncReport:
     failed: int = 0
     blocked: int = 0
     changed_after_sync: int = 0
+    finalized: int = 0
     unknown: int = 0
     problems: list[str] = field(default_factory=list)
     changes: tuple[ChangedLine, ...] = ()
@@ -197,7 +235,7 @@ class SyncReport:
 
 @dataclass(frozen=True)
 class StripeInvoice:
-    """A draft invoice made by the sync, as Stripe has it.
+    """An invoice made by the sync, as Stripe has it. One of more than 250 lines is several of them.
 
     `customer_id` is Stripe's. `total_minor` is in minor units of `currency` (lower case). `line_ids` are the
     outbox's line ids in order; an item without one counts in `item_count` alone, and a line that is there
@@ -219,6 +257,7 @@ def sync_invoice_items(
     *,
     billing_period: str | None,
     progress: Callable[[str], None],
+    settings: InvoiceSettings | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> SyncReport:
     """Send every line of the outbox that may be sent and is not confirmed in this account.
@@ -229,6 +268,7 @@ def sync_invoice_items(
         billing_period: such as `2026-10`, to send only its lines; None for all. Confirmed lines that are gone
             from the outbox are reported whatever the period, since the log does not know it.
         progress: called with a sentence per invoice, and per 200 lines of a large one.
+        settings: how invoices are made; drafts by default.
         sleep: waits the given seconds; called when Stripe limits the rate.
 
     Returns:
@@ -254,8 +294,56 @@ def sync_invoice_items(
         ],
         changes=plan.changes,
     )
-    _Run(warehouse, target, log, report, progress, sleep).send(plan.groups)
+    run = _Run(warehouse, target, settings or InvoiceSettings(), log, report, progress, sleep)
+    if run.send(plan.groups):
+        run.finalize(plan.complete)
     return report
+
+
+def read_invoice_settings(environ: Mapping[str, str]) -> InvoiceSettings:
+    """How invoices are made, from the METERING_STRIPE_ variables that `InvoiceSettings` names.
+
+    Raises:
+        StripeSyncError: a variable has a value that it cannot have; nothing was sent.
+    """
+    asked = environ.get("METERING_STRIPE_COLLECTION_METHOD", "charge_automatically")
+    methods: tuple[CollectionMethod, ...] = get_args(CollectionMethod)
+    method = next((method for method in methods if method == asked), None)
+    days = environ.get("METERING_STRIPE_DAYS_UNTIL_DUE")
+    if method is None:
+        raise StripeSyncError(
+            f"METERING_STRIPE_COLLECTION_METHOD is {asked!r}: set it to charge_automatically or send_invoice."
+        )
+    if (days is not None) is not (method == "send_invoice") or (days is not None and not days.isdecimal()):
+        raise StripeSyncError(
+            "METERING_STRIPE_DAYS_UNTIL_DUE goes with METERING_STRIPE_COLLECTION_METHOD=send_invoice: give a whole "
+            "number of days with it, and none otherwise."
+        )
+    return InvoiceSettings(
+        method,
+        None if days is None else int(days),
+        *(environ.get(f"METERING_STRIPE_{name}") == "1" for name in ("AUTOMATIC_TAX", "FINALIZE", "AUTO_ADVANCE")),
+    )
+
+
+def describe_plan(plan: SyncPlan) -> str:
+    """What a sync would send, as text: each invoice, its lines with amounts in minor units, and what is not sent."""
+    text = []
+    for group in plan.groups:
+        first = group.lines[0]
+        part = f", part {group.part}" if group.part > 1 else ""
+        text.append(
+            f"invoice {group.invoice_id}{part}: {len(group.lines)} lines, "
+            f"{sum(line.amount_minor for line in group.lines)} {first.currency} in minor units, "
+            f"customer {first.stripe_customer_id or f'{group.customer_id} (created if not there)'}"
+        )
+        text += [f"  {line.line_id}  {line.amount_minor:>14}  {line.description or ''}" for line in group.lines]
+    blocked = sum(len(group.lines) for group in plan.blocked)
+    text.append(
+        f"would send {sum(len(group.lines) for group in plan.groups)} lines on {len(plan.groups)} invoices; "
+        f"{plan.already_confirmed} there already, {plan.held} held, {blocked} blocked"
+    )
+    return "\n".join([*text, *map(str, plan.changes)])
 
 
 def read_outbox(warehouse: Warehouse) -> list[OutboxLine]:
@@ -268,7 +356,7 @@ def read_outbox(warehouse: Warehouse) -> list[OutboxLine]:
         warehouse,
         """
         select
-            line_id, invoice_id, customer_id, customer_name, stripe_customer_id, billing_period,
+            line_id, invoice_id, run_id, customer_id, customer_name, stripe_customer_id, billing_period,
             service_period_start_at, service_period_end_at, currency, amount_minor, description,
             subscription_id, metric_code, charge_code, price_version, hold_reason
         from marts.stripe_invoice_items
@@ -358,13 +446,44 @@ def plan_sync(lines: Iterable[OutboxLine], log: Log, billing_period: str | None)
         line for line in pending if line.line_id in changed_ids or (line.customer_id, line.billing_period) in unsettled
     ]
     blocked_ids = {line.line_id for line in blocked}
+    parts = assign_parts(every_line)
+    in_period = [line for line in every_line if billing_period in (None, line.billing_period)]
+    held_invoices = {line.invoice_id for line in in_period if line.hold_reason not in (None, "zero_amount")}
+    complete = [
+        line
+        for line in in_period
+        if line.hold_reason is None
+        and line.invoice_id not in held_invoices
+        and (line.customer_id, line.billing_period) not in unsettled
+    ]
     return SyncPlan(
-        group_by_invoice(line for line in pending if line.line_id not in blocked_ids),
-        group_by_invoice(blocked),
+        group_by_invoice((line for line in pending if line.line_id not in blocked_ids), parts),
+        group_by_invoice(blocked, parts),
         already_confirmed,
         held,
         tuple(sorted(changes, key=lambda change: change.line_id)),
+        group_by_invoice(complete, parts),
     )
+
+
+def assign_parts(lines: Iterable[OutboxLine]) -> dict[str, int]:
+    """The part of its invoice, from 1, that each line belongs to: 250 lines each, in order of the ids.
+
+    Lines that are held back count too, so that a line's part is the same when they may be sent: an invoice's lines all
+    enter the ledger together and stay.
+    """
+    counts: dict[str, int] = {}
+    parts = {}
+    for line in sorted(lines, key=lambda line: line.line_id):
+        before = counts.get(line.invoice_id, 0)
+        parts[line.line_id] = before // ITEMS_PER_INVOICE + 1
+        counts[line.invoice_id] = before + 1
+    return parts
+
+
+def invoice_key(invoice_id: str, part: int) -> str:
+    """The key in the log of an invoice in Stripe: the invoice's id, with the part after the first."""
+    return invoice_id if part == 1 else f"{invoice_id}#{part}"
 
 
 def find_change(line_id: str, state: LogState, line: OutboxLine | None) -> ChangedLine | None:
@@ -409,11 +528,11 @@ def check_outbox(lines: Iterable[OutboxLine]) -> None:
             )
 
 
-def group_by_invoice(lines: Iterable[OutboxLine]) -> tuple[InvoiceGroup, ...]:
-    """The lines by customer and invoice, in order of customer id, invoice id and line id."""
-    groups: dict[tuple[str, str], list[OutboxLine]] = {}
+def group_by_invoice(lines: Iterable[OutboxLine], parts: Mapping[str, int]) -> tuple[InvoiceGroup, ...]:
+    """The lines by customer, invoice and part, in order of customer id, invoice id, part and line id."""
+    groups: dict[tuple[str, str, int], list[OutboxLine]] = {}
     for line in sorted(lines, key=lambda line: (line.customer_id, line.invoice_id, line.line_id)):
-        groups.setdefault((line.customer_id, line.invoice_id), []).append(line)
+        groups.setdefault((line.customer_id, line.invoice_id, parts[line.line_id]), []).append(line)
     return tuple(InvoiceGroup(*owner, tuple(members)) for owner, members in groups.items())
 
 
@@ -436,15 +555,28 @@ def customer_parameters(line: OutboxLine) -> CustomerCreateParams:
     return parameters
 
 
-def invoice_parameters(line: OutboxLine, stripe_customer_id: str) -> InvoiceCreateParams:
+def invoice_parameters(
+    line: OutboxLine, part: int, stripe_customer_id: str, settings: InvoiceSettings
+) -> InvoiceCreateParams:
     """The draft invoice of a line. It stays a draft, and takes no items but those the sync puts on it."""
-    return {
+    parameters: InvoiceCreateParams = {
         "customer": stripe_customer_id,
         "currency": line.currency.lower(),
         "auto_advance": False,
         "pending_invoice_items_behavior": "exclude",
-        "metadata": {INVOICE_KEY: line.invoice_id, "metering_billing_period": line.billing_period},
+        "metadata": {
+            INVOICE_KEY: line.invoice_id,
+            PART_KEY: str(part),
+            "metering_billing_period": line.billing_period,
+            "metering_run_id": line.run_id,
+        },
     }
+    if settings.days_until_due is not None:
+        parameters["collection_method"] = settings.collection_method
+        parameters["days_until_due"] = settings.days_until_due
+    if settings.automatic_tax:
+        parameters["automatic_tax"] = {"enabled": True}
+    return parameters
 
 
 def line_parameters(line: OutboxLine, stripe_customer_id: str, stripe_invoice_id: str) -> InvoiceItemCreateParams:
@@ -459,6 +591,7 @@ def line_parameters(line: OutboxLine, stripe_customer_id: str, stripe_invoice_id
         LINE_KEY: line.line_id,
         INVOICE_KEY: line.invoice_id,
         "metering_billing_period": line.billing_period,
+        "metering_run_id": line.run_id,
         "metering_subscription_id": line.subscription_id,
         "metering_metric_code": line.metric_code,
         "metering_charge_code": line.charge_code,
@@ -478,21 +611,21 @@ def line_parameters(line: OutboxLine, stripe_customer_id: str, stripe_invoice_id
 
 
 def read_back_invoices(target: StripeTarget) -> list[StripeInvoice]:
-    """All draft invoices in Stripe that the sync made, with their items, ordered by metering invoice id.
+    """All invoices in Stripe that the sync made, with their items, ordered by metering invoice id.
 
     Raises:
         StripeSyncError: Stripe cannot be read.
     """
     invoices = []
     try:
-        drafts = target.client.v1.invoices.list({"status": "draft", "limit": PAGE_SIZE})
-        for invoice in drafts.auto_paging_iter():
-            metering_invoice_id = _metadata(invoice, INVOICE_KEY)
+        listed_invoices = target.client.v1.invoices.list({"limit": PAGE_SIZE})
+        for invoice in listed_invoices.auto_paging_iter():
+            metering_invoice_id = metadata_of(invoice, INVOICE_KEY)
             if metering_invoice_id is None:
                 continue
             listed = target.client.v1.invoice_items.list({"invoice": invoice.id, "limit": PAGE_SIZE})
             items = list(listed.auto_paging_iter())
-            line_ids = (_metadata(item, LINE_KEY) for item in items)
+            line_ids = (metadata_of(item, LINE_KEY) for item in items)
             invoices.append(
                 StripeInvoice(
                     invoice.id,
@@ -506,7 +639,7 @@ def read_back_invoices(target: StripeTarget) -> list[StripeInvoice]:
             )
     except stripe.StripeError as error:
         raise StripeSyncError(
-            f"{target.label}: reading invoices back failed: {_describe(error)} Run it again."
+            f"{target.label}: reading invoices back failed: {describe_error(error)} Run it again."
         ) from None
     return sorted(invoices, key=lambda invoice: (invoice.metering_invoice_id, invoice.stripe_invoice_id))
 
@@ -526,6 +659,7 @@ class _Run:
         self,
         warehouse: Warehouse,
         target: StripeTarget,
+        settings: InvoiceSettings,
         log: Log,
         report: SyncReport,
         progress: Callable[[str], None],
@@ -534,15 +668,21 @@ class _Run:
         self._warehouse = warehouse
         self._target = target
         self._services = target.client.v1
+        self._settings = settings
         self._log = log
+        self._confirmed: dict[tuple[Entity, str], str] = {}
         self._report = report
         self._progress = progress
         self._sleep = sleep
         self._attempt_id = str(uuid.uuid4())
         self._customers: dict[str, str | None] = {}
 
-    def send(self, groups: tuple[InvoiceGroup, ...]) -> None:
-        """Send the groups in order; refusals go into the report, and so does what ends the run early."""
+    def send(self, groups: tuple[InvoiceGroup, ...]) -> bool:
+        """Send the groups in order; refusals go into the report, and so does what ends the run early.
+
+        Returns:
+            Whether the run came to its end.
+        """
         for number, group in enumerate(groups, start=1):
             first = group.lines[0]
             self._progress(
@@ -561,12 +701,53 @@ class _Run:
                     f"stopped at invoice {number} of {len(groups)} ({group.invoice_id}): {stopped} "
                     "Run the sync again: it looks in Stripe first, and sends what is missing."
                 )
+                return False
+        return True
+
+    def finalize(self, groups: tuple[InvoiceGroup, ...]) -> None:
+        """Finalise, where the settings say so, the invoices of which all lines are in Stripe."""
+        for group in groups if self._settings.finalizes else ():
+            invoice_id = self._confirmed_id("invoice", group.key)
+            if invoice_id is None or self._confirmed_id("finalization", group.key) is not None:
+                continue
+            if any(self._confirmed_id("invoice_item", line.line_id) is None for line in group.lines):
+                continue
+            try:
+                self._finalize_invoice(group, invoice_id)
+            except _RefusedError as refused:
+                self._report.problems.append(f"invoice {group.invoice_id} was not finalised, because {refused}")
+            except _StoppedError as stopped:
+                self._report.problems.append(
+                    f"stopped while finalising invoice {group.invoice_id}: {stopped} Run the sync again."
+                )
                 return
+
+    def _finalize_invoice(self, group: InvoiceGroup, invoice_id: str) -> None:
+        state = self._state("finalization", group.key)
+        if state.first_intent_at is not None:
+            invoice = self._look_up("finalization", group.key, lambda: self._services.invoices.retrieve(invoice_id))
+            if invoice.status != "draft":
+                self._append("finalization", group.key, "confirmed", stripe_object_id=invoice_id)
+                self._report.finalized += 1
+                return
+        self._create(
+            "finalization",
+            group.key,
+            state,
+            lambda key: self._services.invoices.finalize_invoice(
+                invoice_id, {"auto_advance": self._settings.auto_advance}, {"idempotency_key": key}
+            ),
+        )
+        self._report.finalized += 1
+
+    def _confirmed_id(self, entity: Entity, entity_key: str) -> str | None:
+        """The id in Stripe that the log had before the run, or has from it."""
+        return self._confirmed.get((entity, entity_key)) or self._state(entity, entity_key).confirmed_id
 
     def _send_group(self, group: InvoiceGroup) -> None:
         first = group.lines[0]
         customer_id = self._ensure_customer(first)
-        invoice_id, is_new = self._ensure_invoice(first, customer_id)
+        invoice_id, is_new = self._ensure_invoice(group, customer_id)
         states = [self._state("invoice_item", line.line_id) for line in group.lines]
         found: dict[str, stripe.InvoiceItem] = {}
         if not is_new and any(state.is_unresolved for state in states):
@@ -641,7 +822,7 @@ class _Run:
                 ),
             )
             for customer in listed:
-                if _metadata(customer, CUSTOMER_KEY) == line.customer_id:
+                if metadata_of(customer, CUSTOMER_KEY) == line.customer_id:
                     self._append("customer", line.customer_id, "confirmed", stripe_object_id=customer.id)
                     return customer.id
         parameters = customer_parameters(line)
@@ -652,15 +833,16 @@ class _Run:
             lambda key: self._services.customers.create(parameters, {"idempotency_key": key}),
         )
 
-    def _ensure_invoice(self, line: OutboxLine, stripe_customer_id: str) -> tuple[str, bool]:
+    def _ensure_invoice(self, group: InvoiceGroup, stripe_customer_id: str) -> tuple[str, bool]:
         """The draft's id in Stripe, and whether this run created it, so that it can have no items yet."""
-        state = self._state("invoice", line.invoice_id)
+        line = group.lines[0]
+        state = self._state("invoice", group.key)
         if state.confirmed_id is not None:
             return state.confirmed_id, False
         if state.first_intent_at is not None:
             listed = self._look_up(
                 "invoice",
-                line.invoice_id,
+                group.key,
                 lambda: list(
                     self._services.invoices.list(
                         {"customer": stripe_customer_id, "limit": PAGE_SIZE}
@@ -668,13 +850,14 @@ class _Run:
                 ),
             )
             for invoice in listed:
-                if _metadata(invoice, INVOICE_KEY) == line.invoice_id:
-                    self._append("invoice", line.invoice_id, "confirmed", stripe_object_id=invoice.id)
+                part = metadata_of(invoice, PART_KEY) or "1"
+                if (metadata_of(invoice, INVOICE_KEY), part) == (group.invoice_id, str(group.part)):
+                    self._append("invoice", group.key, "confirmed", stripe_object_id=invoice.id)
                     return invoice.id, False
-        parameters = invoice_parameters(line, stripe_customer_id)
+        parameters = invoice_parameters(line, group.part, stripe_customer_id, self._settings)
         invoice_id = self._create(
             "invoice",
-            line.invoice_id,
+            group.key,
             state,
             lambda key: self._services.invoices.create(parameters, {"idempotency_key": key}),
         )
@@ -690,7 +873,7 @@ class _Run:
             ),
         )
         # Stripe lists the newest first, so the oldest comes last and stays.
-        return {line_id: item for item in items if (line_id := _metadata(item, LINE_KEY)) is not None}
+        return {line_id: item for item in items if (line_id := metadata_of(item, LINE_KEY)) is not None}
 
     def _state(self, entity: Entity, entity_key: str) -> LogState:
         return self._log.get((entity, entity_key), NOTHING_LOGGED)
@@ -701,9 +884,9 @@ class _Run:
             return with_backoff(call, self._sleep)
         except stripe.StripeError as error:
             if is_refusal(error) and not isinstance(error, stripe.AuthenticationError):
-                raise _RefusedError(f"looking for {entity} {entity_key} failed: {_describe(error)}") from None
+                raise _RefusedError(f"looking for {entity} {entity_key} failed: {describe_error(error)}") from None
             self._report.unknown += 1
-            raise _StoppedError(f"looking for {entity} {entity_key} failed: {_describe(error)}") from None
+            raise _StoppedError(f"looking for {entity} {entity_key} failed: {describe_error(error)}") from None
 
     def _create(
         self,
@@ -747,9 +930,9 @@ class _Run:
             if not is_refusal(error):
                 self._report.unknown += 1
                 raise _StoppedError(
-                    f"{entity} {entity_key} has no known outcome (idempotency key {key}): {_describe(error)}"
+                    f"{entity} {entity_key} has no known outcome (idempotency key {key}): {describe_error(error)}"
                 ) from None
-            message = f"{entity} {entity_key} was refused (idempotency key {key}): {_describe(error)}"
+            message = f"{entity} {entity_key} was refused (idempotency key {key}): {describe_error(error)}"
             if isinstance(error, stripe.AuthenticationError):
                 self._report.failed += 1 if line is not None else 0
                 raise _StoppedError(f"{message} Check STRIPE_API_KEY.") from None
@@ -778,6 +961,8 @@ class _Run:
             "step": step,
             **columns,
         }
+        if step == "confirmed":
+            self._confirmed[entity, entity_key] = str(columns["stripe_object_id"])
         try:
             self._warehouse.append("ops.stripe_sync_log", row)
         except OpenTransactionError as error:
@@ -790,6 +975,8 @@ class _Run:
 def with_backoff(call: Callable[[], T], sleep: Callable[[float], None]) -> T:
     """The result of the call, tried again while Stripe limits the rate, up to six times in all.
 
+    The SDK tries conflicts, server errors and lost connections again by itself, and not a 429.
+
     The wait is Stripe's Retry-After in seconds where given, else grows from half a second, with jitter. When
     Stripe asks for more than a minute, the call is not tried again.
 
@@ -800,7 +987,10 @@ def with_backoff(call: Callable[[], T], sleep: Callable[[float], None]) -> T:
         try:
             return call()
         except stripe.RateLimitError as error:
-            asked = (error.headers or {}).get("Retry-After", "")
+            headers = error.headers or {}
+            if headers.get("Stripe-Should-Retry") == "false":
+                raise
+            asked = headers.get("Retry-After", "")
             wait = RATE_LIMIT_SECONDS * 2 ** (attempt - 1) * random.uniform(1, 1.5)
             if asked.isascii() and asked.isdigit():
                 wait = float(asked)
@@ -838,7 +1028,7 @@ def error_code(error: stripe.StripeError) -> str | None:
     return str(details["type"]) if isinstance(details, dict) and "type" in details else None
 
 
-def _describe(error: stripe.StripeError) -> str:
+def describe_error(error: stripe.StripeError) -> str:
     """The error for people, without keys: status, code, message and request id."""
     status = f"HTTP {error.http_status}" if error.http_status is not None else "no answer"
     code = error_code(error)
@@ -847,7 +1037,7 @@ def _describe(error: stripe.StripeError) -> str:
     return f"{status}{f' {code}' if code else ''}: {message}{request}"
 
 
-def _metadata(owner: StripeObject, name: str) -> str | None:
+def metadata_of(owner: StripeObject, name: str) -> str | None:
     """One value of an object's metadata, or None."""
     metadata = owner.metadata
     return metadata[name] if metadata is not None and name in metadata else None

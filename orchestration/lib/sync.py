@@ -7,7 +7,15 @@ import os
 from orchestration.lib.close import BILLING_PERIOD
 from orchestration.lib.guards import GuardReport, run_guards
 from orchestration.lib.project import MeteringError, Progress, Settings
-from orchestration.lib.stripe_sync import SyncReport, sync_invoice_items
+from orchestration.lib.stripe_sync import (
+    SyncPlan,
+    SyncReport,
+    plan_sync,
+    read_invoice_settings,
+    read_log,
+    read_outbox,
+    sync_invoice_items,
+)
 from orchestration.lib.stripe_target import open_stripe_target
 from orchestration.lib.warehouse import connect, require_marts, require_successful_build
 
@@ -27,8 +35,8 @@ def guarded_sync(
         MeteringError: the last build failed or the marts are missing; nothing was sent.
         StripeTargetError: the Stripe settings in the environment cannot be used; nothing was sent.
     """
-    if billing_period is not None and not BILLING_PERIOD.fullmatch(billing_period):
-        raise MeteringError(f"{billing_period!r} is no billing period: give a calendar month such as 2026-10.")
+    _check_period(billing_period)
+    invoice_settings = read_invoice_settings(os.environ)
     with connect(settings) as warehouse:
         require_successful_build(warehouse)
         require_marts(warehouse, "stripe_invoice_items", "fct_guard_measurements")
@@ -36,4 +44,26 @@ def guarded_sync(
         guards.require_passed()
         with open_stripe_target(os.environ, settings.stripe_state) as target:
             progress(f"syncing to {target.label}, account {target.account_id}")
-            return guards, sync_invoice_items(warehouse, target, billing_period=billing_period, progress=progress)
+            return guards, sync_invoice_items(
+                warehouse, target, billing_period=billing_period, progress=progress, settings=invoice_settings
+            )
+
+
+def plan_without_sending(settings: Settings, *, billing_period: str | None) -> SyncPlan:
+    """What a sync would send now to the Stripe that the environment names; guards are not run, nothing is sent.
+
+    Raises:
+        MeteringError: the last build failed, or the outbox contradicts itself.
+        StripeTargetError: the Stripe settings in the environment cannot be used.
+    """
+    _check_period(billing_period)
+    with connect(settings) as warehouse:
+        require_successful_build(warehouse)
+        require_marts(warehouse, "stripe_invoice_items")
+        with open_stripe_target(os.environ, settings.stripe_state) as target:
+            return plan_sync(read_outbox(warehouse), read_log(warehouse, target.log_account), billing_period)
+
+
+def _check_period(billing_period: str | None) -> None:
+    if billing_period is not None and not BILLING_PERIOD.fullmatch(billing_period):
+        raise MeteringError(f"{billing_period!r} is no billing period: give a calendar month such as 2026-10.")

@@ -27,6 +27,7 @@ LANDING_TABLES = (
     ("raw", "shadow_billing"),
     ("ops", "build_log"),
     ("ops", "stripe_sync_log"),
+    ("ops", "stripe_readback"),
     ("ops", "what_if_lines"),
     ("ledger", "billing_runs"),
     ("ledger", "closed_periods"),

@@ -122,7 +122,7 @@ def what_if(
     with beside_the_present(settings, "whatif", name, keep=keep) as scenario:
         for seed, path in seeds.items():
             shutil.copy(path, scenario.seeds / PRICING / f"{seed}.csv")
-        manifest = scenario.present_manifest()
+        manifest = scenario.present_manifest(as_of=present.as_of)
         nodes = json.loads(manifest.read_text(encoding="utf-8"))
         models = _models_behind(nodes, list(seeds))
         _copy_incremental_models(scenario, models)

@@ -1,6 +1,7 @@
-"""A local stand-in for Stripe over HTTP: customers, draft invoices and invoice items, with state on disk."""
+"""A local stand-in for Stripe over HTTP: customers, invoices and invoice items, with state on disk."""
 
+from .control import Control, Fault
 from .errors import LocalStripeError
 from .server import LocalStripeServer
 
-__all__ = ["LocalStripeError", "LocalStripeServer"]
+__all__ = ["Control", "Fault", "LocalStripeError", "LocalStripeServer"]

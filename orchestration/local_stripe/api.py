@@ -1,4 +1,4 @@
-"""What the endpoints do: customers, invoices and invoice items, created, retrieved and listed."""
+"""What the endpoints do: customers, invoices and invoice items, created, retrieved, listed, finalised, deleted."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import secrets
 import string
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from .control import server_failed
 from .errors import ApiError, missing_object
-from .parameters import CREATE, LIST, RETRIEVE, RETRIEVE_ACCOUNT
+from .parameters import CREATE, FINALIZE_INVOICE, LIST, RETRIEVE, RETRIEVE_ACCOUNT
 from .store import IdempotencyRecord, Store, StoredObject
 
 # Path segment and kind of each collection (the kind is also Stripe's `object` member).
@@ -79,36 +81,36 @@ class Api:
             raise missing_object(kind, object_id, param="id", in_path=True)
         return _success(self._render(stored))
 
-    def post(self, path: str, pairs: list[tuple[str, str]], idempotency_key: str | None, request_id: str) -> Answer:
+    def post(
+        self,
+        path: str,
+        pairs: list[tuple[str, str]],
+        idempotency_key: str | None,
+        request_id: str,
+        *,
+        fails_afterwards: bool = False,
+    ) -> Answer:
         """Answer a POST, and keep the answer under its idempotency key in the transaction of the object.
 
         Parameters are checked first: a request that fails there keeps its key unused. Afterwards every
         outcome, also a refusal, is what the key replays (Stripe API reference, "Idempotent requests").
 
         Args:
-            path: such as `/v1/invoices`.
+            path: such as `/v1/invoices` or `/v1/invoices/in_1/finalize`.
             pairs: decoded form parameters.
             idempotency_key: the header's value, or None.
             request_id: the id given to this request.
+            fails_afterwards: for tests: what is asked is done, and the answer, also the stored one, is a 500.
 
         Raises:
             ApiError: an unknown path, a wrong parameter, or a key used before for another request.
         """
-        collection, object_id = _split("POST", path)
-        if object_id is not None:
-            raise ApiError(
-                404,
-                f"The local Stripe server cannot update objects (POST: {path}). Use a Stripe test key.",
-            )
         if idempotency_key is not None and len(idempotency_key) > IDEMPOTENCY_KEY_CHARACTERS:
             raise ApiError(400, f"Idempotency-Key has {len(idempotency_key)} characters, at most 255 are allowed.")
-        kind = COLLECTIONS[collection]
-        parameters = CREATE[kind].read(pairs)
-        if kind == "invoice":
-            _check_collection(parameters)
+        action = self._action(path, pairs)
         with self._store.transaction():
             if idempotency_key is None:
-                return self._create(kind, parameters)
+                return action()
             now = int(self._clock())
             not_before = now - IDEMPOTENCY_SECONDS
             fingerprint = hashlib.sha256(json.dumps(sorted(pairs)).encode()).hexdigest()
@@ -116,14 +118,66 @@ class Api:
             if record is not None:
                 return _replay(record, path, fingerprint)
             try:
-                answer = self._create(kind, parameters)
+                answer = action()
             except ApiError as error:
                 answer = Answer(error.status, error.body(), {})
+            if fails_afterwards:
+                failure = server_failed()
+                answer = Answer(failure.status, failure.body(), {})
             self._store.save_record(
                 IdempotencyRecord(idempotency_key, path, fingerprint, answer.status, answer.body, request_id, now),
                 not_before=not_before,
             )
             return answer
+
+    def delete(self, path: str) -> Answer:
+        """Delete an invoice item that is on no invoice, or on a draft.
+
+        Raises:
+            ApiError: an unknown path or object, or the invoice is no draft any more.
+        """
+        collection, object_id = _split("DELETE", path)
+        if collection != "invoiceitems" or object_id is None:
+            raise unrecognized("DELETE", path)
+        with self._store.transaction():
+            item = self._store.get("invoiceitem", object_id)
+            if item is None:
+                raise missing_object("invoiceitem", object_id, param="id", in_path=True)
+            invoice = None if item.invoice is None else self._store.get("invoice", item.invoice)
+            if invoice is not None and invoice.status != "draft":
+                raise _not_editable(invoice)
+            self._store.delete(object_id)
+        return _success({"id": object_id, "object": "invoiceitem", "deleted": True})
+
+    def _action(self, path: str, pairs: list[tuple[str, str]]) -> Callable[[], Answer]:
+        """What a POST asks for, its parameters read."""
+        if path.endswith("/finalize"):
+            collection, object_id = _split("POST", path.removesuffix("/finalize"))
+            if collection == "invoices" and object_id is not None:
+                FINALIZE_INVOICE.read(pairs)
+                return partial(self._finalize, object_id)
+        collection, object_id = _split("POST", path)
+        if object_id is not None:
+            raise ApiError(
+                404,
+                f"The local Stripe server cannot update objects (POST: {path}). Use a Stripe test key.",
+            )
+        kind = COLLECTIONS[collection]
+        parameters = CREATE[kind].read(pairs)
+        if kind == "invoice":
+            _check_collection(parameters)
+        return lambda: self._create(kind, parameters)
+
+    def _finalize(self, invoice_id: str) -> Answer:
+        """A draft becomes open, or paid where nothing is due (Stripe docs, "Status transitions and finalization")."""
+        invoice = self._store.get("invoice", invoice_id)
+        if invoice is None:
+            raise missing_object("invoice", invoice_id, param="id", in_path=True)
+        if invoice.status != "draft":
+            raise _not_editable(invoice)
+        due = sum(self._store.invoice_amounts(invoice_id))
+        self._store.set_status(invoice_id, "open" if due > 0 else "paid")
+        return _success(self._render(replace(invoice, status="open" if due > 0 else "paid")))
 
     def _list(self, path: str, kind: str, parameters: dict[str, Any]) -> Answer:
         after = parameters.get("starting_after")
@@ -175,6 +229,7 @@ class Api:
         body = {
             "currency": currency,
             "auto_advance": parameters.get("auto_advance", False),
+            "automatic_tax": {"enabled": parameters.get("automatic_tax", False), "status": None},
             "collection_method": parameters.get("collection_method", "charge_automatically"),
             "due_date": None if due is None else now + due * SECONDS_PER_DAY,
             "description": parameters.get("description"),
@@ -222,12 +277,7 @@ class Api:
         if invoice is None:
             raise missing_object("invoice", invoice_id, param="invoice")
         if invoice.status != "draft":
-            raise ApiError(
-                400,
-                f"Invoice {invoice_id} has status {invoice.status}: items can be added only to a draft.",
-                code="invoice_not_editable",
-                param="invoice",
-            )
+            raise _not_editable(invoice)
         if invoice.customer != customer_id:
             raise ApiError(
                 400,
@@ -297,7 +347,16 @@ def unrecognized(method: str, path: str) -> ApiError:
     return ApiError(
         404,
         f"Unrecognized request URL ({method}: {path}). The local Stripe server has /v1/account, "
-        "/v1/customers, /v1/invoices and /v1/invoiceitems, to create, retrieve and list.",
+        "/v1/customers, /v1/invoices and /v1/invoiceitems, to create, retrieve and list, and what its README names.",
+    )
+
+
+def _not_editable(invoice: StoredObject) -> ApiError:
+    return ApiError(
+        400,
+        f"Invoice {invoice.id} has status {invoice.status}: only a draft can be changed.",
+        code="invoice_not_editable",
+        param="invoice",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 DOC_URL = "https://stripe.com/docs/error-codes/"
 
@@ -15,11 +16,12 @@ class ApiError(Exception):
     """An answer other than success, as Stripe words it (Stripe API reference, "Errors").
 
     Args:
-        status: HTTP status, 400 to 499.
+        status: HTTP status, 400 to 599.
         message: for people; never contains an API key.
         code: Stripe's error code (Stripe docs, "Error codes"), or None.
         param: the parameter at fault, in bracket notation, or None.
         error_type: Stripe's error type.
+        headers: of the answer, beyond those that every answer has.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         error_type: str = "invalid_request_error",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -37,6 +40,7 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.error_type = error_type
+        self.headers = dict(headers or {})
 
     def body(self) -> str:
         """The JSON text `{"error": {...}}`, without the members that are None."""

@@ -18,6 +18,7 @@ from stripe.params import (
     CustomerListParams,
     CustomerRetrieveParams,
     InvoiceCreateParams,
+    InvoiceFinalizeInvoiceParams,
     InvoiceItemCreateParams,
     InvoiceItemListParams,
     InvoiceItemRetrieveParams,
@@ -147,6 +148,13 @@ def read_period(name: str, value: FormValue) -> dict[str, int]:
     return period
 
 
+def read_automatic_tax(name: str, value: FormValue) -> bool:
+    """`{"enabled": boolean}`, and nothing else of what Stripe has there."""
+    if not isinstance(value, dict) or value.keys() != {"enabled"}:
+        raise ApiError(400, f"Invalid {name}: the local Stripe server takes {name}[enabled] alone", param=name)
+    return read_boolean(f"{name}[enabled]", value["enabled"])
+
+
 def read_created(name: str, value: FormValue) -> dict[str, int]:
     """`{"gt" | "gte" | "lt" | "lte": seconds}`; a bare number means both `gte` and `lte`."""
     if not isinstance(value, dict):
@@ -235,6 +243,7 @@ RETRIEVE = {
     "invoice": ParameterSet(InvoiceRetrieveParams),
     "invoiceitem": ParameterSet(InvoiceItemRetrieveParams),
 }
+FINALIZE_INVOICE = ParameterSet(InvoiceFinalizeInvoiceParams, {"auto_advance": read_boolean})
 LIST = {
     "customer": ParameterSet(CustomerListParams, PAGE),
     "invoice": ParameterSet(
@@ -263,6 +272,7 @@ CREATE = {
             "customer": read_string,
             "currency": read_currency,
             "auto_advance": read_boolean,
+            "automatic_tax": read_automatic_tax,
             "collection_method": one_of("charge_automatically", "send_invoice"),
             "days_until_due": read_integer,
             "description": read_string,

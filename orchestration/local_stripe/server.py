@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import socket
 import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 from urllib.parse import parse_qsl
 
 import stripe
@@ -17,8 +19,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .api import Answer, Api, new_id, unrecognized
+from .control import Control, Fault, key_in_use, rate_limited, server_failed
 from .errors import ApiError, LocalStripeError
 from .store import Store
 
@@ -28,19 +32,48 @@ FORM = "application/x-www-form-urlencoded"
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
 
+CONTROL_PATH = "/test_control"
+
 logger = logging.getLogger(__name__)
 
 
-def build_app(store: Store) -> Starlette:
+class _DroppedError(Exception):
+    """The connection is to be closed without an answer."""
+
+
+class _DroppableProtocol(H11Protocol):
+    """uvicorn's protocol, whose connections an endpoint can close without an answer."""
+
+    open_transports: ClassVar[dict[tuple[str, int], asyncio.Transport]] = {}
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self.client is not None:
+            self.open_transports[self.client] = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.client is not None:
+            self.open_transports.pop(self.client, None)
+
+
+def build_app(store: Store, control: Control) -> Starlette:
     """The ASGI application over a state."""
-    api = Api(store)
+    api = Api(store, control.now)
 
     async def endpoint(request: Request) -> Response:
         request_id = new_id("req", 14)
         try:
-            answer = await _answer(api, request, request_id)
+            if request.url.path == CONTROL_PATH:
+                answer = await _control(control, request)
+            else:
+                answer = await _answer_or_fail(api, control, request, request_id)
+        except _DroppedError:
+            if request.client is not None:
+                _DroppableProtocol.open_transports[(request.client.host, request.client.port)].abort()
+            return Response(status_code=500)
         except ApiError as error:
-            answer = Answer(error.status, error.body(), {})
+            answer = Answer(error.status, error.body(), error.headers)
         except Exception:
             logger.exception("local Stripe: %s %s failed", request.method, request.url.path)
             failure = ApiError(500, "The local Stripe server failed; its log has the reason.", error_type="api_error")
@@ -57,11 +90,64 @@ def build_app(store: Store) -> Starlette:
     return Starlette(routes=[Route("/{path:path}", endpoint, methods=METHODS)])
 
 
-async def _answer(api: Api, request: Request, request_id: str) -> Answer:
+async def _answer_or_fail(api: Api, control: Control, request: Request, request_id: str) -> Answer:
+    """Answer a request, or let happen to it what the test control says."""
+    control.check_rate()
+    fault = control.take(request.method, request.url.path)
+    if fault is None:
+        return await _answer(api, request, request_id)
+    await _fail_before(fault, request)
+    answer = await _answer(api, request, request_id, fails_afterwards=fault.kind == "error_stored")
+    if fault.kind == "error_after":
+        raise server_failed()
+    if fault.kind in ("drop_after", "hang_after"):
+        await asyncio.sleep(fault.seconds)
+        raise _DroppedError
+    return answer
+
+
+async def _fail_before(fault: Fault, request: Request) -> None:
+    if fault.kind == "slow":
+        await asyncio.sleep(fault.seconds)
+    elif fault.kind == "error_before":
+        raise server_failed()
+    elif fault.kind == "conflict":
+        raise key_in_use(request.url.path)
+    elif fault.kind == "rate_limit":
+        raise rate_limited("global-concurrency", fault.seconds)
+    elif fault.kind in ("drop_before", "hang_before"):
+        await asyncio.sleep(fault.seconds)
+        raise _DroppedError
+
+
+async def _control(control: Control, request: Request) -> Answer:
+    """The test control over HTTP, for a server in another process."""
+    form = dict(parse_qsl((await request.body()).decode()))
+    try:
+        if "advance_seconds" in form:
+            control.advance(float(form.pop("advance_seconds")))
+        if "requests_per_second" in form:
+            control.requests_per_second = int(form.pop("requests_per_second"))
+        if form.pop("clear", "") == "true":
+            control.clear()
+        if "kind" in form:
+            numbers = {name: int(form.pop(name)) for name in ("skip", "times") if name in form}
+            seconds = float(form.pop("seconds", "0"))
+            control.add(Fault(seconds=seconds, **numbers, **form))  # type: ignore[arg-type]
+        elif form:
+            raise ValueError(f"unknown: {', '.join(form)}")
+    except (TypeError, ValueError) as error:
+        raise ApiError(400, f"{CONTROL_PATH}: {error}") from error
+    return Answer(200, json.dumps({"now": control.now(), "injected": control.injected}), {})
+
+
+async def _answer(api: Api, request: Request, request_id: str, *, fails_afterwards: bool = False) -> Answer:
     _authenticate(request.headers.get("Authorization"))
     path = request.url.path
     if request.method == "GET":
         return api.get(path, parse_qsl(request.url.query, keep_blank_values=True))
+    if request.method == "DELETE":
+        return api.delete(path)
     if request.method != "POST":
         raise unrecognized(request.method, path)
     body = await request.body()
@@ -72,7 +158,8 @@ async def _answer(api: Api, request: Request, request_id: str) -> Answer:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict")
     except UnicodeDecodeError as error:
         raise ApiError(400, "Invalid request: the form is not UTF-8.") from error
-    return api.post(path, pairs, request.headers.get("Idempotency-Key"), request_id)
+    key = request.headers.get("Idempotency-Key")
+    return api.post(path, pairs, key, request_id, fails_afterwards=fails_afterwards)
 
 
 def _authenticate(authorization: str | None) -> None:
@@ -110,13 +197,13 @@ def _listen(port: int) -> socket.socket:
     return listener
 
 
-def _uvicorn_server(store: Store) -> uvicorn.Server:
+def _uvicorn_server(store: Store, control: Control) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
-            build_app(store),
+            build_app(store, control),
             lifespan="off",
             loop="asyncio",
-            http="h11",
+            http=_DroppableProtocol,
             ws="none",
             log_level="warning",
             access_log=False,
@@ -133,6 +220,7 @@ class LocalStripeServer:
         port: to listen on, on 127.0.0.1; 0 takes any free one.
 
     Attributes:
+        control: clock, rate limit and faults, for tests.
         url: base address such as `http://127.0.0.1:40123`, without a slash at the end; set inside the block.
 
     Raises:
@@ -142,6 +230,7 @@ class LocalStripeServer:
     def __init__(self, state_path: Path, port: int = 0) -> None:
         self._state_path = state_path
         self._port = port
+        self.control = Control()
         self.url = ""
 
     def __enter__(self) -> Self:
@@ -151,7 +240,7 @@ class LocalStripeServer:
         except LocalStripeError:
             self._listener.close()
             raise
-        self._server = _uvicorn_server(self._store)
+        self._server = _uvicorn_server(self._store, self.control)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._listener]}, name="local-stripe", daemon=True
         )
@@ -197,7 +286,7 @@ def serve_forever(state_path: Path, port: int) -> None:
         store = Store(state_path)
         print(f"local Stripe {store.account_id()} on http://{HOST}:{listener.getsockname()[1]}", flush=True)
         try:
-            _uvicorn_server(store).run(sockets=[listener])
+            _uvicorn_server(store, Control()).run(sockets=[listener])
         finally:
             store.close()
     finally:

@@ -76,7 +76,8 @@ class IdempotencyRecord:
 class Store:
     """Reads and writes the state file. A new file is a new account with a random id.
 
-    Several processes may share one file: writes take SQLite's lock.
+    Several processes may share one file: writes take SQLite's lock. The path `:memory:` is a state that
+    goes with the process.
 
     Raises:
         LocalStripeError: the file is not a state file of this version.
@@ -154,6 +155,10 @@ class Store:
         rows = self._select("kind = ? and id = ?", (kind, object_id), "limit 1")
         return rows[0] if rows else None
 
+    def all(self, kind: str) -> list[StoredObject]:
+        """All objects of a kind, oldest first."""
+        return self._select("kind = ?", (kind,), "order by sequence")
+
     def page(
         self,
         kind: str,
@@ -203,6 +208,14 @@ class Store:
     def attach_item(self, item_id: str, invoice_id: str) -> None:
         """Put a pending invoice item on an invoice."""
         self._connection.execute("update objects set invoice = ? where id = ?", (invoice_id, item_id))
+
+    def set_status(self, object_id: str, status: str) -> None:
+        """Change an object's status."""
+        self._connection.execute("update objects set status = ? where id = ?", (status, object_id))
+
+    def delete(self, object_id: str) -> None:
+        """Remove an object."""
+        self._connection.execute("delete from objects where id = ?", (object_id,))
 
     def find_record(self, idempotency_key: str, *, not_before: int) -> IdempotencyRecord | None:
         """The record of a key made at or after `not_before` (seconds), or None."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -126,6 +127,13 @@ def warehouse_of_copy(tmp_path: Path, project_copy: Path) -> Warehouse:
     """An empty warehouse, built by a copy of this project."""
     settings = Settings(database=tmp_path / "warehouse" / "metering.duckdb", target="ci", project=project_copy)
     return Warehouse(settings, tmp_path)
+
+
+@pytest.fixture
+def green_guards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closes that ask no guard: they are judged in tests of their own, and take longer than all else that a close does."""
+    green = types.SimpleNamespace(require_passed=lambda: None)
+    monkeypatch.setattr("orchestration.lib.close.run_guards", lambda *_: green)
 
 
 def llm_request(key: str, **changes: Any) -> dict[str, Any]:

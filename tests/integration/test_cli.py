@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> Run:
 def test_help_and_wrong_usage(run: Run) -> None:
     outcome = run("--help")
     assert outcome.returncode == 0
-    for command in ("load", "build", "check", "sync", "invoices", "explain", "shadow", "demo"):
+    for command in ("load", "build", "check", "sync", "invoices", "explain", "statement", "shadow", "demo"):
         assert re.search(rf"^  {command} ", outcome.stdout, re.MULTILINE)
     assert run("load").returncode == 2
     outcome = run("build", "--as-of", "tomorrow")

@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from orchestration.lib import project
 from orchestration.lib import warehouse as connections
 from orchestration.lib.close import CloseRefused, CloseReport, close_periods
 from orchestration.lib.guards import GuardBreach
@@ -104,7 +105,7 @@ def test_closed_is_closed(two_months: Warehouse, project_copy: Path) -> None:
     assert price_book
     assert revision
     exported = warehouse.settings.ledger_exports / "2026-09.1.parquet"
-    assert duckdb.sql(f"select * from '{exported}' order by run_id, line_id").fetchall() == billed
+    assert duckdb.execute(f"select * from '{exported}' order by run_id, line_id").fetchall() == billed
 
     # Again: nothing, also after a full refresh.
     assert close(warehouse, "2026-09").run_id is None
@@ -220,6 +221,38 @@ def test_what_must_not_be_closed(two_months: Warehouse) -> None:
     ]
 
 
+def test_a_build_of_the_past_takes_nothing_back(two_months: Warehouse) -> None:
+    """It does not hold what came in later and was billed since, so no close may follow it."""
+    warehouse = two_months
+    close(warehouse, "2026-09")
+    billed = ledger(warehouse)
+    warehouse.build_models(as_of="2026-10-02 20:00:00", full_refresh=True)
+    count_as_whole(warehouse)
+    with pytest.raises(CloseRefused, match=r"until 2026-10-02 20:00:00 UTC, the last close until 2026-10-03"):
+        close(warehouse, "2026-09", adjustments_only=True)
+    assert ledger(warehouse) == billed
+
+
+def test_a_discount_on_another_plans_charge_changes_no_terms(two_months: Warehouse, project_copy: Path) -> None:
+    """Otherwise late usage of everybody would wait for an approval."""
+    warehouse = two_months
+
+    def terms() -> set[Row]:
+        return set(
+            warehouse.query(
+                "select plan_code, service_period_id, terms_hash from intermediate.int_service_period_terms "
+                "inner join intermediate.int_service_periods using (service_period_id)"
+            )
+        )
+
+    before = terms()
+    with (project_copy / "seeds" / "pricing" / "discounts.csv").open("a") as stream:
+        stream.write("eur-again,,,eur-context,percentage,0.1,,,2026-09-01 00:00:00,\n")
+    selection = ("--resource-type", "seed", "model", "--select", "discounts", "int_service_period_terms")
+    project.run_dbt(warehouse.settings, "build", *selection, "--vars", f"{{as_of: '{AFTER_SEPTEMBER}'}}", quiet=True)
+    assert {plan for plan, _, _ in terms() - before} == {"standard-eur"}
+
+
 def test_two_closes_at_once_append_once(two_months: Warehouse) -> None:
     """Two sessions of one process, the second inside the first's transaction: one appends, the other is told."""
     warehouse = two_months
@@ -254,7 +287,7 @@ from orchestration.lib import close, ledger_export
 from orchestration.lib.project import Settings
 from orchestration.lib.warehouse import DuckDBWarehouse
 
-database, project, step = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+database, project, step, period = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 calls = 0
 
 def dying(method):
@@ -269,7 +302,7 @@ def dying(method):
 DuckDBWarehouse.execute = dying(DuckDBWarehouse.execute)
 ledger_export.os.replace = dying(os.replace)
 close.run_guards = lambda *_: type("Green", (), {"require_passed": lambda self: None})()
-close.close_periods(Settings(database=database, target="ci", project=project), ["2026-09"], progress=lambda _: None)
+close.close_periods(Settings(database=database, target="ci", project=project), [period], progress=lambda _: None)
 print("closed after", calls)
 """
 
@@ -282,7 +315,7 @@ def test_a_close_killed_at_any_step_and_run_again_is_one_close(two_months: Wareh
 
     def run(step: int) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", KILLED_CLOSE, str(database), str(warehouse.settings.project), str(step)],
+            [sys.executable, "-c", KILLED_CLOSE, str(database), str(warehouse.settings.project), str(step), "2026-09"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
 

@@ -85,6 +85,8 @@ def test_breach_blocks_until_it_is_mended_or_accepted(
         "accuracy": False,
         "dropped_events": True,
         "ingestion_error_rate": True,
+        "stripe_amount": True,
+        "stripe_ratio": True,
     }
     assert outcomes["accuracy"].breach_count == 1
     ((subject, measured),) = outcomes["accuracy"].breaches
@@ -92,7 +94,7 @@ def test_breach_blocks_until_it_is_mended_or_accepted(
     assert measured == pytest.approx(0.02, abs=0.0001)
     assert report.data_docs.exists()
     pages = {page.parts[-4] for page in report.data_docs.parent.glob("validations/*/*/*/*.html")}
-    assert pages == {"accuracy", "dropped_events", "ingestion_error_rate"}
+    assert pages == outcomes.keys()
 
     with pytest.raises(GuardBreach, match=r"accuracy.*1 in breach"):
         guarded_sync(warehouse.settings, billing_period=None, progress=lambda _: None)
@@ -106,11 +108,64 @@ def test_breach_blocks_until_it_is_mended_or_accepted(
     land_totals(warehouse, demo.independent_totals)
     warehouse.build()
     assert run_cli(warehouse, monkeypatch, "check") == 0
+    assert run_cli(warehouse, monkeypatch, "close", "--period", "2026-09") == 0
     assert run_cli(warehouse, monkeypatch, "sync", "--period", "2026-09") == 0
     assert objects_in_stripe(warehouse) > 0
     sent = warehouse.query("select count(*) from ops.stripe_sync_log where step = 'confirmed'")
     assert run_cli(warehouse, monkeypatch, "sync", "--period", "2026-09") == 0
     assert warehouse.query("select count(*) from ops.stripe_sync_log where step = 'confirmed'") == sent
+
+    # What happens in Stripe behind our back: an item deleted, one doubled, one that is not ours.
+    assert run_cli(warehouse, monkeypatch, "reconcile") == 0
+    assert "invoices agree with Stripe, 0 red" in capfd.readouterr().out
+    [(invoice_id, total)] = warehouse.query(
+        "select invoice_id, ledger_amount_minor from marts.fct_stripe_reconciliation order by ledger_amount_minor desc limit 1"
+    )
+    items = tamper_with(warehouse, invoice_id)
+    assert run_cli(warehouse, monkeypatch, "reconcile") == 1
+    out = capfd.readouterr().out
+    for finding in (f"doubled {items['doubled']}", f"foreign {items['foreign']}", f"missing {items['missing']}"):
+        assert finding in out
+    status, difference = warehouse.query(
+        "select reconciliation_status, difference_minor from marts.fct_stripe_reconciliation where invoice_id = ?",
+        [invoice_id],
+    )[0]
+    assert (status, difference) == ("red", int(items["difference"]))
+    assert total > 0
+    assert warehouse.query("select count(distinct readback_id) from ops.stripe_readback") == [(2,)]
+    run_dbt(warehouse.settings, "run", "--select", "fct_guard_measurements", quiet=True)
+    with connect(warehouse.settings) as connection:
+        after = {
+            outcome.guard_code: outcome for outcome in run_guards(connection, warehouse.settings.data_docs).outcomes
+        }
+    assert not after["stripe_ratio"].passed
+    assert invoice_id in after["stripe_ratio"].breaches[0][0]
+
+
+def tamper_with(warehouse: Warehouse, invoice_id: str) -> dict[str, str]:
+    """Delete the smallest item of an invoice, double the largest, and add one that the ledger does not know."""
+    with open_stripe_target({}, warehouse.settings.stripe_state) as target:
+        items = [
+            item
+            for item in target.client.v1.invoice_items.list({"limit": 100}).auto_paging_iter()
+            if item.metadata is not None and item.metadata["metering_invoice_id"] == invoice_id
+        ]
+        items.sort(key=lambda item: item.amount)
+        missing, doubled = items[0], items[-1]
+        assert missing.metadata is not None
+        assert doubled.metadata is not None
+        target.client.v1.invoice_items.delete(missing.id)
+        placed = {"customer": str(doubled.customer), "invoice": str(doubled.invoice), "currency": doubled.currency}
+        target.client.v1.invoice_items.create(
+            {**placed, "amount": doubled.amount, "metadata": doubled.metadata.to_dict()}  # type: ignore[typeddict-item]
+        )
+        foreign = target.client.v1.invoice_items.create({**placed, "amount": 5})  # type: ignore[typeddict-item]
+        return {
+            "missing": missing.metadata["metering_line_id"],
+            "doubled": doubled.metadata["metering_line_id"],
+            "foreign": foreign.id,
+            "difference": str(doubled.amount - missing.amount + 5),
+        }
 
 
 def test_rejected_deliveries_above_the_threshold_block(

@@ -102,7 +102,15 @@ def test_incremental_equals_full_refresh(warehouse: Warehouse, tmp_path: Path) -
         warehouse.build_models()
     warehouse.build()
     incremental = warehouse.marts()
-    assert {name: len(rows) for name, rows in incremental.items() if not rows} == {}
+    # Nothing has been closed, sent, compared with another system or asked of another price book.
+    assert {name for name, rows in incremental.items() if not rows} <= {
+        "fct_pending_adjustments",
+        "fct_shadow_billing",
+        "fct_stripe_reconciliation",
+        "fct_stripe_sync_problems",
+        "fct_what_if",
+        "stripe_invoice_items",
+    }
     warehouse.build_models(full_refresh=True)
     assert warehouse.marts() == incremental
     # And the build after a full refresh finds nothing to do.

@@ -17,7 +17,7 @@ from tests.snowflake.standin.shims import exact_quotients
 # From Snowflake's "All functions (alphabetical)"; a function that a model begins to use is looked up there and added here.
 FUNCTIONS = {
     "abs", "cast", "chr", "coalesce", "contains", "convert_timezone", "count", "date_trunc", "dateadd", "datediff", "floor",
-    "get", "greatest", "lag", "lead", "least", "left", "length", "listagg", "lower", "max", "md5", "min", "mod",
+    "get", "greatest", "lag", "lead", "least", "left", "length", "listagg", "lower", "max", "max_by", "md5", "min", "mod",
     "nullif", "parse_json", "position", "power", "regexp_like", "regexp_substr", "replace", "right", "round",
     "row_number", "rpad", "rtrim", "split_part", "substr", "sum", "to_char", "to_json", "to_number", "to_variant", "trim",
     "try_cast", "try_parse_json", "try_to_timestamp_ntz", "typeof", "upper",

@@ -27,6 +27,7 @@ from orchestration.lib.explain import explain_line
 from orchestration.lib.landing import SHADOW_FIELDS, land_files, land_independent_totals, land_shadow_billing
 from orchestration.lib.price_book import price_book_hash, record_price_book, restore_price_book
 from orchestration.lib.project import PROJECT_DIR, MeteringError, Settings, read_settings
+from orchestration.lib.scenario import list_prefixes
 from orchestration.lib.snowflake_warehouse import SnowflakeWarehouse, open_snowflake, with_question_marks
 from orchestration.lib.stripe_target import open_stripe_target
 from orchestration.lib.warehouse import MissingObjectError, Result, Warehouse, WarehouseError, connect
@@ -453,6 +454,17 @@ def test_from_files_to_draft_invoices_as_on_duckdb(
         "sync", "--period", "2026-09"
     )
     assert sync_log(snowflake) == synced
+
+    # Beside the present: another price book, and the closed run built again.
+    tiers = (PROJECT_DIR / "seeds" / "pricing" / "charge_tiers.csv").read_text()
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "charge_tiers.csv").write_text(tiers.replace("0.0000025", "0.000003"))
+    said = [side.succeed("whatif", str(tmp_path / "book"), "--format", "csv") for side in (beside, snowflake)]
+    differences = [[line for line in text.splitlines() if line.startswith("book,")] for text in said]
+    assert differences[0] == differences[1] != []
+    assert "lines equal; in minor units: " in snowflake.succeed("reproduce", "--run", "2026-09.1")
+    with snowflake.session() as warehouse:
+        assert list_prefixes(warehouse) == []
 
     for filters in ((), ("--customer", "cus_004", "--period", "2026-10")):
         assert snowflake.succeed("invoices", *filters) == beside.succeed("invoices", *filters)

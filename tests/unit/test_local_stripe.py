@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import pytest
 import requests
 import stripe
 
-from orchestration.local_stripe import LocalStripeError, LocalStripeServer
+from orchestration.local_stripe import Fault, LocalStripeError, LocalStripeServer
+from orchestration.local_stripe.control import FaultKind
 from orchestration.local_stripe.parameters import nest
 
 KEY = "sk_test_unit"
@@ -498,7 +501,139 @@ def test_lists_filter(client: stripe.StripeClient, state: Path) -> None:
     assert [invoice.id for invoice in new.data] == [second_invoice]
 
 
+# Finalising and deleting
+
+
+def test_finalising_opens_an_invoice_and_closes_it_to_changes(client: stripe.StripeClient) -> None:
+    customer_id, invoice_id = new_invoice(client)
+    item = client.v1.invoice_items.create(
+        {"customer": customer_id, "invoice": invoice_id, "amount": 7, "currency": "usd"}
+    )
+    assert client.v1.invoices.finalize_invoice(invoice_id, {"auto_advance": False}).status == "open"
+    for change in (
+        lambda: client.v1.invoices.finalize_invoice(invoice_id),
+        lambda: client.v1.invoice_items.delete(item.id),
+    ):
+        with pytest.raises(stripe.InvalidRequestError, match="status open") as caught:
+            change()
+        assert caught.value.code == "invoice_not_editable"
+    assert client.v1.invoices.retrieve(invoice_id).total == 7
+
+
+def test_nothing_due_is_paid_when_finalised(client: stripe.StripeClient) -> None:
+    _, invoice_id = new_invoice(client)
+    assert client.v1.invoices.finalize_invoice(invoice_id).status == "paid"
+
+
+def test_an_item_of_a_draft_is_deleted(client: stripe.StripeClient) -> None:
+    customer_id, invoice_id = new_invoice(client)
+    item = client.v1.invoice_items.create(
+        {"customer": customer_id, "invoice": invoice_id, "amount": 7, "currency": "usd"}
+    )
+    assert client.v1.invoice_items.delete(item.id).deleted
+    assert client.v1.invoices.retrieve(invoice_id).total == 0
+    with pytest.raises(stripe.InvalidRequestError, match="No such invoiceitem"):
+        client.v1.invoice_items.delete(item.id)
+
+
+# Test control
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "status", "created"),
+    [
+        ("error_before", stripe.APIError, 500, 0),
+        ("error_after", stripe.APIError, 500, 1),
+        ("error_stored", stripe.APIError, 500, 1),
+        ("drop_before", stripe.APIConnectionError, None, 0),
+        ("drop_after", stripe.APIConnectionError, None, 1),
+        ("hang_before", stripe.APIConnectionError, None, 0),
+        ("hang_after", stripe.APIConnectionError, None, 1),
+        ("conflict", stripe.APIError, 409, 0),
+        ("rate_limit", stripe.RateLimitError, 429, 0),
+    ],
+)
+def test_faults_happen_to_the_chosen_request_before_or_after_its_effect(
+    server: LocalStripeServer,
+    client: stripe.StripeClient,
+    kind: FaultKind,
+    error: type[stripe.StripeError],
+    status: int | None,
+    created: int,
+) -> None:
+    server.control.add(Fault(kind, "POST", "/v1/customers", skip=1, seconds=0.25))
+    client.v1.customers.create({"name": "before"})
+    client.v1.customers.list()
+    with pytest.raises(error) as caught:
+        client.v1.customers.create({"name": "fails"}, {"idempotency_key": "k"})
+    assert caught.value.http_status == status
+    assert server.control.injected == (kind,)
+    assert len(client.v1.customers.list().data) == 1 + created
+    if kind == "rate_limit":
+        assert (caught.value.headers or {})["Retry-After"] == "0.25"
+    if kind == "error_stored":
+        with pytest.raises(stripe.APIError) as replayed:
+            client.v1.customers.create({"name": "fails"}, {"idempotency_key": "k"})
+        assert (replayed.value.headers or {})["Idempotent-Replayed"] == "true"
+    else:
+        client.v1.customers.create({"name": "fails"}, {"idempotency_key": "k"})
+    # Tried again under its key, it is there once whatever happened before.
+    assert len(client.v1.customers.list().data) == 2
+
+
+def test_a_slow_answer_comes(server: LocalStripeServer, client: stripe.StripeClient) -> None:
+    server.control.add(Fault("slow", seconds=0.2))
+    started = time.monotonic()
+    client.v1.customers.list()
+    assert time.monotonic() - started >= 0.2
+
+
+def test_a_key_is_forgotten_when_the_clock_is_moved(server: LocalStripeServer, client: stripe.StripeClient) -> None:
+    def create() -> stripe.Customer:
+        return client.v1.customers.create({"name": "A"}, {"idempotency_key": "old"})
+
+    first = create()
+    server.control.advance(23.9 * 3600)
+    assert create().id == first.id
+    server.control.advance(0.2 * 3600)
+    second = create()
+    assert second.id != first.id
+    assert second.created - first.created >= 24 * 3600
+
+
+def test_the_rate_is_limited_by_the_second(server: LocalStripeServer, client: stripe.StripeClient) -> None:
+    server.control.requests_per_second = 2
+    for _ in range(2):
+        client.v1.customers.list()
+    with pytest.raises(stripe.RateLimitError) as caught:
+        client.v1.customers.list()
+    assert error_body(caught.value)["code"] == "rate_limit"
+    server.control.clear()
+    client.v1.customers.list()
+
+
+def test_the_control_is_reached_over_http(server: LocalStripeServer, client: stripe.StripeClient) -> None:
+    def control(form: dict[str, str]) -> requests.Response:
+        return requests.post(f"{server.url}/test_control", data=form, timeout=20, proxies={"http": ""})
+
+    before = server.control.now()
+    control({"advance_seconds": "90000", "kind": "error_before", "path": "/v1/customers", "times": "2"})
+    for _ in range(2):
+        with pytest.raises(stripe.APIError):
+            client.v1.customers.list()
+    answer = control({}).json()
+    assert answer["injected"] == ["error_before"] * 2
+    assert answer["now"] - before >= 90000
+    for wrong in ({"kind": "explode"}, {"times": "2"}, {"advance_seconds": "soon"}):
+        assert control(wrong).status_code == 400
+
+
+def error_body(error: stripe.StripeError) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(str(error.http_body))["error"]
+    return body
+
+
 def set_invoice_status(state: Path, invoice_id: str, status: str) -> None:
-    """What finalising would do; the server has no endpoint for it."""
+    """Any status, also those that nothing in the server leads to."""
     with sqlite3.connect(state) as connection:
         connection.execute("update objects set status = ? where id = ?", (status, invoice_id))

@@ -18,10 +18,16 @@ import requests
 import stripe
 
 from orchestration.lib.stripe_sync import (
+    InvoiceSettings,
     StripeSyncError,
     SyncReport,
+    describe_plan,
     idempotency_key,
+    plan_sync,
     read_back_invoices,
+    read_invoice_settings,
+    read_log,
+    read_outbox,
     sync_invoice_items,
     with_backoff,
 )
@@ -33,11 +39,12 @@ from orchestration.lib.stripe_target import (
     stripe_client,
 )
 from orchestration.lib.warehouse import DuckDBWarehouse
-from orchestration.local_stripe import LocalStripeServer
+from orchestration.local_stripe import Fault, LocalStripeServer
+from orchestration.local_stripe.control import FaultKind
 
 SECRET = "sk_test_" + "notARealKey123"
 Answer = tuple[bytes, int, Any]
-Fault = Callable[[str, str, str, Callable[[], Answer]], Answer]
+HttpFault = Callable[[str, str, str, Callable[[], Answer]], Answer]
 
 
 class Crash(BaseException):
@@ -50,7 +57,7 @@ class FaultyHttp(stripe.RequestsClient):
     The SDK's own clients answer in bytes too, against their base class's types.
     """
 
-    def __init__(self, fault: Fault) -> None:
+    def __init__(self, fault: HttpFault) -> None:
         session = requests.Session()
         session.trust_env = False
         super().__init__(session=session)
@@ -74,7 +81,7 @@ class Warehouse:
             create schema marts;
             create schema ops;
             create table marts.stripe_invoice_items (
-                line_id varchar, invoice_id varchar, customer_id varchar, customer_name varchar,
+                line_id varchar, invoice_id varchar, run_id varchar, customer_id varchar, customer_name varchar,
                 stripe_customer_id varchar, billing_period varchar, service_period_start_at timestamp,
                 service_period_end_at timestamp, currency varchar, amount_minor bigint, description varchar,
                 subscription_id varchar, metric_code varchar, charge_code varchar, price_version integer,
@@ -93,6 +100,7 @@ class Warehouse:
         row = {
             "line_id": line_id,
             "invoice_id": "inv_1",
+            "run_id": "2026-10.1",
             "customer_id": "customer_1",
             "customer_name": "Customer One",
             "stripe_customer_id": None,
@@ -150,7 +158,7 @@ def target(server: LocalStripeServer) -> StripeTarget:
     return target_of(server)
 
 
-def target_of(server: LocalStripeServer, fault: Fault | None = None, retries: int = 0) -> StripeTarget:
+def target_of(server: LocalStripeServer, fault: HttpFault | None = None, retries: int = 0) -> StripeTarget:
     client = stripe_client(SECRET, server.url)
     account_id = client.v1.accounts.retrieve_current().id
     if fault is not None:
@@ -202,7 +210,7 @@ def posts(path: str, containing: str = "") -> Callable[[str, str, str], bool]:
     return matches
 
 
-def crash_before(matches: Callable[[str, str, str], bool]) -> Fault:
+def crash_before(matches: Callable[[str, str, str], bool]) -> HttpFault:
     def fault(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
         if matches(method, url, form):
             raise Crash
@@ -211,7 +219,7 @@ def crash_before(matches: Callable[[str, str, str], bool]) -> Fault:
     return fault
 
 
-def crash_after(matches: Callable[[str, str, str], bool]) -> Fault:
+def crash_after(matches: Callable[[str, str, str], bool]) -> HttpFault:
     def fault(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
         answer = send()
         if matches(method, url, form):
@@ -221,7 +229,7 @@ def crash_after(matches: Callable[[str, str, str], bool]) -> Fault:
     return fault
 
 
-def answer_with(matches: Callable[[str, str, str], bool], status: int, body: str = "{}") -> Fault:
+def answer_with(matches: Callable[[str, str, str], bool], status: int, body: str = "{}") -> HttpFault:
     def fault(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
         if matches(method, url, form):
             return body.encode(), status, {"Request-Id": "req_fault"}
@@ -269,7 +277,9 @@ def test_the_first_run_creates_everything(warehouse: Warehouse, target: StripeTa
     assert invoice.metadata is not None
     assert invoice.metadata.to_dict() == {
         "metering_invoice_id": "inv_1",
+        "metering_invoice_part": "1",
         "metering_billing_period": "2026-10",
+        "metering_run_id": "2026-10.1",
     }
 
 
@@ -289,6 +299,7 @@ def test_an_item_carries_its_line(warehouse: Warehouse, target: StripeTarget) ->
         "metering_line_id": "l2",
         "metering_invoice_id": "inv_1",
         "metering_billing_period": "2026-10",
+        "metering_run_id": "2026-10.1",
         "metering_subscription_id": "sub_1",
         "metering_metric_code": "api_calls",
         "metering_charge_code": "calls",
@@ -432,6 +443,139 @@ def test_test_mode_and_live_mode_of_one_account_are_logged_apart(warehouse: Ware
     assert sync(warehouse, in_test_mode).already_confirmed == 1
     assert sync(warehouse, in_live_mode).already_confirmed == 0
     assert in_live_mode.log_account == target.account_id
+
+
+# Invoices of more than 250 lines
+
+
+def test_an_invoice_of_more_than_250_lines_becomes_several(
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget
+) -> None:
+    warehouse.connection.execute(
+        """
+        insert into marts.stripe_invoice_items by name
+        select
+            'l' || lpad(number::varchar, 3, '0') as line_id, 'inv_1' as invoice_id, '2026-10.1' as run_id,
+            'customer_1' as customer_id, '2026-10' as billing_period, timestamp '2026-10-01' as service_period_start_at,
+            timestamp '2026-11-01' as service_period_end_at, 'USD' as currency, 1 as amount_minor,
+            case when number = 3 then 'metric_not_confirmed' end as hold_reason
+        from range(503) as numbers (number)
+        """
+    )
+    # The second invoice is made, and nobody knows.
+    with pytest.raises(Crash):
+        sync(warehouse, target_of(server, crash_after(posts("/v1/invoices", "metering_invoice_part]=2"))))
+    server.control.advance(25 * 3600)
+    assert sync(warehouse, target).is_clean
+    warehouse.set("l003", "hold_reason = null")
+    assert sync(warehouse, target).created == 1
+    read = read_back_invoices(target)
+    assert sorted((invoice.item_count, invoice.line_ids[0], invoice.line_ids[-1]) for invoice in read) == [
+        (3, "l500", "l502"),
+        (250, "l000", "l249"),
+        (250, "l250", "l499"),
+    ]
+    assert {invoice.metering_invoice_id for invoice in read} == {"inv_1"}
+
+
+# Settings and finalising
+
+
+def finalizing(warehouse: Warehouse, target: StripeTarget, **settings: Any) -> SyncReport:
+    return sync_invoice_items(
+        warehouse.opened,
+        target,
+        billing_period=None,
+        progress=lambda message: None,
+        settings=InvoiceSettings(finalizes=True, **settings),
+    )
+
+
+def statuses(target: StripeTarget) -> dict[str, str | None]:
+    invoices = target.client.v1.invoices.list({"limit": 100}).auto_paging_iter()
+    return {invoice.metadata["metering_invoice_id"]: invoice.status for invoice in invoices if invoice.metadata}
+
+
+def test_invoices_are_finalised_once_whole(warehouse: Warehouse, target: StripeTarget) -> None:
+    three_invoices(warehouse)
+    warehouse.add("l5", invoice_id="inv_2", billing_period="2026-11", hold_reason="metric_not_confirmed")
+    warehouse.add("l6", invoice_id="inv_3", customer_id="customer_2", customer_name=None, currency="JPY",
+                  amount_minor=0, hold_reason="zero_amount")  # fmt: skip
+    report = finalizing(warehouse, target)
+    assert (report.created, report.finalized, report.is_clean) == (4, 2, True)
+    assert statuses(target) == {"inv_1": "open", "inv_2": "draft", "inv_3": "open"}
+    warehouse.set("l5", "hold_reason = null")
+    assert finalizing(warehouse, target).finalized == 1
+    assert statuses(target)["inv_2"] == "open"
+    assert finalizing(warehouse, target) == SyncReport(target.account_id, already_confirmed=5, held=1)
+
+
+def test_an_invoice_with_a_refused_line_stays_a_draft(warehouse: Warehouse, target: StripeTarget) -> None:
+    warehouse.add("l1")
+    warehouse.add("l2", charge_code="x" * 501)
+    assert finalizing(warehouse, target).finalized == 0
+    assert statuses(target) == {"inv_1": "draft"}
+
+
+@pytest.mark.parametrize("kind", ["drop_before", "drop_after", "error_stored"])
+def test_an_invoice_whose_finalising_has_no_known_outcome_is_looked_up(
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, kind: FaultKind
+) -> None:
+    warehouse.add("l1")
+    sync(warehouse, target)
+    server.control.add(Fault(kind, "POST", "/v1/invoices/", times=10))
+    client = stripe.StripeClient(
+        SECRET, base_addresses={"api": server.url}, http_client=FaultyHttp(lambda method, url, form, send: send())
+    )
+    report = finalizing(warehouse, dataclasses.replace(target, client=client))
+    assert (report.finalized, report.unknown, report.is_clean) == (0, 1, False)
+    server.control.clear()
+    server.control.advance(25 * 3600)
+    assert finalizing(warehouse, target).finalized == 1
+    assert statuses(target) == {"inv_1": "open"}
+    assert finalizing(warehouse, target).is_clean
+
+
+def test_collection_and_tax_are_settings(warehouse: Warehouse, target: StripeTarget) -> None:
+    settings = read_invoice_settings(
+        {
+            "METERING_STRIPE_COLLECTION_METHOD": "send_invoice",
+            "METERING_STRIPE_DAYS_UNTIL_DUE": "14",
+            "METERING_STRIPE_AUTOMATIC_TAX": "1",
+        }
+    )
+    warehouse.add("l1")
+    sync_invoice_items(warehouse.opened, target, billing_period=None, progress=lambda message: None, settings=settings)
+    (invoice,) = target.client.v1.invoices.list().data
+    assert (invoice.collection_method, invoice.automatic_tax.enabled, invoice.status) == ("send_invoice", True, "draft")
+    assert invoice.due_date is not None
+    assert invoice.due_date - invoice.created == 14 * 86400
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"METERING_STRIPE_COLLECTION_METHOD": "barter"},
+        {"METERING_STRIPE_COLLECTION_METHOD": "send_invoice"},
+        {"METERING_STRIPE_DAYS_UNTIL_DUE": "14"},
+        {"METERING_STRIPE_COLLECTION_METHOD": "send_invoice", "METERING_STRIPE_DAYS_UNTIL_DUE": "two"},
+    ],
+)
+def test_settings_that_cannot_be_are_refused(environ: dict[str, str]) -> None:
+    with pytest.raises(StripeSyncError, match="METERING_STRIPE_"):
+        read_invoice_settings(environ)
+
+
+def test_a_plan_says_what_would_be_sent(warehouse: Warehouse, target: StripeTarget) -> None:
+    three_invoices(warehouse)
+    sync(warehouse, target)
+    warehouse.add("l5", amount_minor=-25, stripe_customer_id=None)
+    warehouse.add("l6", hold_reason="metric_not_confirmed")
+    warehouse.set("l4", "amount_minor = 901")
+    text = describe_plan(plan_sync(read_outbox(warehouse.opened), read_log(warehouse.opened, target.log_account), None))
+    assert "invoice inv_1: 1 lines, -25 USD in minor units, customer customer_1 (created if not there)" in text
+    assert "would send 1 lines on 1 invoices; 3 there already, 1 held, 0 blocked" in text
+    assert "line l4: changed after the sync, 900 JPY" in text
 
 
 # Crashes and lost answers

@@ -108,6 +108,15 @@ charges_of_grants as (
 
 ),
 
+charges_of_periods as (
+
+    select distinct
+        service_period_id,
+        charge_code
+    from price_segments
+
+),
+
 terms as (
 
     select
@@ -185,6 +194,12 @@ terms as (
                 discounts.valid_to is null
                 or service_periods.service_period_start_at < {{ local_to_utc('discounts.valid_to', 'service_periods.time_zone') }}
             )
+    {# A discount on a charge that the service period does not have is none of its terms. #}
+    left join charges_of_periods
+        on
+            service_periods.service_period_id = charges_of_periods.service_period_id
+            and discounts.charge_code = charges_of_periods.charge_code
+    where discounts.charge_code is null or charges_of_periods.charge_code is not null
 
     union all
 

@@ -63,10 +63,7 @@ usage_by_service_period as (
 {# Looked up by time: keys of all hourly rows would be compared with each other. #}
 usage_in_no_service_period as (
 
-    select
-        {%- for column in usage_columns %}
-        usage_hourly.{{ column }}{{ ',' if not loop.last }}
-        {%- endfor %}
+    select usage_hourly.*
     from usage_hourly
     left join charged_time
         on
@@ -95,7 +92,9 @@ usage_covered_by_subscriptions as (
 usage_without_charge as (
 
     select
-        usage_in_no_service_period.*,
+        {%- for column in usage_columns %}
+        usage_in_no_service_period.{{ column }},
+        {%- endfor %}
         cast(null as varchar) as subscription_id,
         cast(null as varchar) as charge_code,
         case

@@ -84,6 +84,26 @@ dropped_by_metering as (
 
 ),
 
+stripe_amount as (
+
+    select
+        'stripe_amount' as guard_code,
+        stripe_account || '|' || invoice_id || '|' || currency_code as subject,
+        abs(difference_amount) as measured
+    from {{ ref('int_stripe_invoice_differences') }}
+
+),
+
+stripe_ratio as (
+
+    select
+        'stripe_ratio' as guard_code,
+        stripe_account || '|' || invoice_id || '|' || currency_code as subject,
+        difference_ratio as measured
+    from {{ ref('int_stripe_invoice_differences') }}
+
+),
+
 measurements as (
 
     select
@@ -91,6 +111,22 @@ measurements as (
         subject,
         cast(measured as decimal(28, 9)) as measured
     from accuracy
+
+    union all
+
+    select
+        guard_code,
+        subject,
+        cast(measured as decimal(28, 9)) as measured
+    from stripe_amount
+
+    union all
+
+    select
+        guard_code,
+        subject,
+        cast(measured as decimal(28, 9)) as measured
+    from stripe_ratio
 
     union all
 

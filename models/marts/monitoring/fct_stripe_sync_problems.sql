@@ -1,0 +1,65 @@
+{# A view, so that a sync shows at once. #}
+{{ config(materialized='view') }}
+
+with
+
+sync_log as (
+
+    select * from {{ source('ops', 'stripe_sync_log') }}
+
+),
+
+by_object as (
+
+    select
+        stripe_account,
+        entity,
+        entity_key,
+        max(customer_id) as customer_id,
+        max(billing_period) as billing_period,
+        sum(case when step = 'intent' then 1 else 0 end) as tries,
+        sum(case when step = 'confirmed' then 1 else 0 end) as confirmations,
+        sum(case when step = 'failed' then 1 else 0 end) as refusals,
+        max_by(http_status, case when step = 'failed' then logged_at end) as http_status,
+        max_by(error_code, case when step = 'failed' then logged_at end) as error_code,
+        max_by(error_body, case when step = 'failed' then logged_at end) as error_body,
+        max_by(request_id, case when step = 'failed' then logged_at end) as request_id,
+        max_by(idempotency_key, case when step = 'intent' then logged_at end) as idempotency_key,
+        min(logged_at) as first_tried_at,
+        max(logged_at) as last_tried_at
+    from sync_log
+    group by stripe_account, entity, entity_key
+
+),
+
+problems as (
+
+    select
+        ---------- ids
+        stripe_account,
+        entity,
+        entity_key,
+        customer_id,
+        request_id,
+        idempotency_key,
+
+        ---------- strings
+        billing_period,
+        {# A try without a refusal may have arrived. #}
+        case when refusals = tries then 'refused' else 'unknown' end as outcome,
+        error_code,
+        error_body,
+
+        ---------- numerics
+        cast(tries as bigint) as tries,
+        http_status,
+
+        ---------- timestamps
+        first_tried_at,
+        last_tried_at
+    from by_object
+    where confirmations = 0
+
+)
+
+select * from problems

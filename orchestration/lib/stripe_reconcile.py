@@ -1,0 +1,158 @@
+"""Reads Stripe back into the warehouse, which compares it with the ledger and the events."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import stripe
+
+from orchestration.lib.invoices import format_minor
+from orchestration.lib.project import Settings
+from orchestration.lib.stripe_sync import INVOICE_KEY, LINE_KEY, PAGE_SIZE, StripeSyncError, describe_error, metadata_of
+from orchestration.lib.stripe_target import StripeTarget, open_stripe_target
+from orchestration.lib.warehouse import Warehouse, connect, require_marts
+
+ROWS_PER_INSERT = 500
+COLUMNS = (
+    "readback_id", "read_at", "stripe_account", "entity", "stripe_object_id", "stripe_invoice_id", "invoice_status",
+    "invoice_id", "line_id", "currency", "amount_minor",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ReconciledInvoice:
+    """A row of `marts.fct_stripe_reconciliation`; amounts in minor units of the currency."""
+
+    invoice_id: str
+    currency_code: str
+    minor_units: int
+    status: str
+    findings: str | None
+    rated_amount_minor: int
+    ledger_amount_minor: int
+    not_sent_amount_minor: int
+    stripe_amount_minor: int
+    difference_minor: int
+
+
+@dataclass(frozen=True)
+class ReconciliationReport:
+    """What a reconciliation of one account found."""
+
+    stripe_account: str
+    invoices: tuple[ReconciledInvoice, ...]
+
+    @property
+    def red(self) -> tuple[ReconciledInvoice, ...]:
+        return tuple(invoice for invoice in self.invoices if invoice.status == "red")
+
+    def describe(self) -> str:
+        """A line for each invoice that is not as it should be, with what was found, and the counts."""
+        lines = [f"{'invoice':<32}{'events':>14}{'ledger':>14}{'not sent':>14}{'Stripe':>14}{'difference':>14}"]
+        for invoice in self.invoices:
+            if invoice.status == "ok":
+                continue
+            amounts = (
+                invoice.rated_amount_minor,
+                invoice.ledger_amount_minor,
+                invoice.not_sent_amount_minor,
+                invoice.stripe_amount_minor,
+                invoice.difference_minor,
+            )
+            lines.append(
+                f"{invoice.invoice_id:<32}"
+                + "".join(f"{format_minor(amount, invoice.minor_units):>14}" for amount in amounts)
+                + f"  {invoice.status} {invoice.currency_code}: {invoice.findings}"
+            )
+        agreeing = sum(invoice.status == "ok" for invoice in self.invoices)
+        changed = sum(invoice.rated_amount_minor != invoice.ledger_amount_minor for invoice in self.invoices)
+        lines.append(
+            f"account {self.stripe_account}: {agreeing} of {len(self.invoices)} invoices agree with Stripe, "
+            f"{len(self.red)} red; {changed} have adjustments to come"
+        )
+        return "\n".join(lines if len(lines) > 2 else lines[1:])
+
+
+def reconcile(settings: Settings, environ: Mapping[str, str]) -> ReconciliationReport:
+    """Read the Stripe that the environment names, keep what it has, and compare.
+
+    Raises:
+        StripeSyncError: Stripe cannot be read; nothing was kept.
+        StripeTargetError: the Stripe settings in the environment cannot be used.
+    """
+    with connect(settings) as warehouse:
+        require_marts(warehouse, "fct_stripe_reconciliation")
+        with open_stripe_target(environ, settings.stripe_state) as target:
+            record_readback(warehouse, target)
+        return read_reconciliation(warehouse, target.log_account)
+
+
+def record_readback(warehouse: Warehouse, target: StripeTarget) -> None:
+    """Append what Stripe has now to `ops.stripe_readback`, all of it or nothing.
+
+    Invoices are those with our metadata; items those with our metadata and those on such an invoice.
+
+    Raises:
+        StripeSyncError: Stripe cannot be read.
+    """
+    read_at = datetime.now(UTC).replace(tzinfo=None)
+    stamp = (str(uuid.uuid4()), read_at, target.log_account)
+    try:
+        found = _read_stripe(target)
+    except stripe.StripeError as error:
+        raise StripeSyncError(
+            f"{target.label}: reading back failed, nothing was kept: {describe_error(error)} Run it again."
+        ) from None
+    rows = [(*stamp, *row) for row in found]
+    row_text = f"({', '.join('?' for _ in COLUMNS)})"
+    with warehouse.transaction():
+        for start in range(0, len(rows), ROWS_PER_INSERT):
+            chunk = rows[start : start + ROWS_PER_INSERT]
+            warehouse.execute(
+                f"insert into ops.stripe_readback ({', '.join(COLUMNS)}) values {', '.join([row_text] * len(chunk))}",
+                [value for row in chunk for value in row],
+            )
+
+
+def read_reconciliation(warehouse: Warehouse, stripe_account: str) -> ReconciliationReport:
+    """What the warehouse says of the account's last readback."""
+    rows = warehouse.execute(
+        """
+        select
+            reconciled.invoice_id, reconciled.currency_code, coalesce(currencies.minor_units, 0),
+            reconciled.reconciliation_status, reconciled.findings, reconciled.rated_amount_minor,
+            reconciled.ledger_amount_minor, reconciled.not_sent_amount_minor, reconciled.stripe_amount_minor,
+            reconciled.difference_minor
+        from marts.fct_stripe_reconciliation as reconciled
+        left join seeds.currencies as currencies
+            on reconciled.currency_code = currencies.currency_code
+        where reconciled.stripe_account = ?
+        order by reconciled.invoice_id, reconciled.currency_code
+        """,
+        [stripe_account],
+    ).rows
+    return ReconciliationReport(stripe_account, tuple(ReconciledInvoice(*row) for row in rows))
+
+
+def _read_stripe(target: StripeTarget) -> list[tuple[Any, ...]]:
+    """Rows from `entity` on: one for the account, one for each invoice, one for each item."""
+    services = target.client.v1
+    rows: list[tuple[Any, ...]] = [("account", *(None,) * 7)]
+    invoices: dict[str, tuple[str | None, str | None]] = {}
+    for invoice in services.invoices.list({"limit": PAGE_SIZE}).auto_paging_iter():
+        invoice_id = metadata_of(invoice, INVOICE_KEY)
+        if invoice_id is None:
+            continue
+        invoices[invoice.id] = (invoice.status, invoice_id)
+        rows.append(("invoice", invoice.id, invoice.id, *invoices[invoice.id], None, invoice.currency, invoice.total))
+    for item in services.invoice_items.list({"limit": PAGE_SIZE}).auto_paging_iter():
+        line_id = metadata_of(item, LINE_KEY)
+        on_invoice = None if item.invoice is None else str(item.invoice)
+        status, invoice_id = invoices.get(on_invoice or "", (None, metadata_of(item, INVOICE_KEY)))
+        if line_id is not None or on_invoice in invoices:
+            rows.append(("invoice_item", item.id, on_invoice, status, invoice_id, line_id, item.currency, item.amount))
+    return rows

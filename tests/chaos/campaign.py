@@ -1,0 +1,347 @@
+"""Runs the sync many times against faults drawn from a seed, and counts lines lost and doubled in Stripe.
+
+In process, for speed: the real SDK and the local Stripe's own endpoints, without a socket between them, and a DuckDB in
+memory. Each run has an outbox of its own. Faults happen around every call to Stripe and around every row of the log:
+an answer is lost before or after the effect, or the process dies there. Between two syncs pass no time, 25 hours or
+40 days of Stripe's clock, so that idempotency keys are forgotten. A second worker may sync everything in the middle of a
+call of the first. Runs end with syncs without faults; then every line must be in Stripe once, with its amount.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import duckdb
+import requests
+import stripe
+
+from orchestration.lib.project import PROJECT_DIR
+from orchestration.lib.stripe_sync import ITEMS_PER_INVOICE, InvoiceSettings, SyncReport, sync_invoice_items
+from orchestration.lib.stripe_target import StripeTarget
+from orchestration.lib.warehouse import DuckDBWarehouse, Warehouse, raw_and_ops_table_statements
+from orchestration.local_stripe.api import Answer, Api
+from orchestration.local_stripe.control import Control, key_in_use, rate_limited, server_failed
+from orchestration.local_stripe.errors import ApiError
+from orchestration.local_stripe.store import Store
+
+# Chosen for each call: most of them succeed, else no run would get anywhere.
+CALL_FAULTS = {
+    "none": 70,
+    "killed before the call": 4,
+    "killed after the call": 6,
+    "connection lost before the effect": 3,
+    "connection lost after the effect": 4,
+    "500 before the effect": 2,
+    "500 after the effect": 3,
+    "500 after the effect, stored": 3,
+    "409 key in use": 1,
+    "429": 2,
+    "429 for longer than is waited": 1,
+    "refused": 1,
+    "another worker syncs before the effect": 1,
+    "another worker syncs after the effect": 1,
+}
+LOG_FAULTS = {"none": 94, "killed before the row is durable": 3, "killed after the row is durable": 3}
+PAUSES = {0.0: 4, 25 * 3600.0: 2, 40 * 86400.0: 1}
+MOST_FAULTY_SYNCS = 8
+MOST_QUIET_SYNCS = 4
+
+
+class Killed(BaseException):
+    """The process is gone; the sync catches nothing like it."""
+
+
+@dataclass
+class Tally:
+    """What a campaign did and found."""
+
+    runs: int = 0
+    syncs: int = 0
+    calls: int = 0
+    lines: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    doubled: int = 0
+    wrong_amount: int = 0
+    doubled_invoices: int = 0
+    not_finalized: int = 0
+    unsettled: int = 0
+    failing_seeds: list[str] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.failing_seeds
+
+    def describe(self) -> str:
+        lines = [
+            f"{self.runs:,} runs, {self.syncs:,} syncs, {self.calls:,} calls to Stripe, {self.lines:,} ledger lines",
+            f"{sum(self.faults.values()):,} faults injected:",
+            *(f"  {count:>9,}  {name}" for name, count in sorted(self.faults.items())),
+            f"lost {self.lost}, doubled {self.doubled}, wrong amount {self.wrong_amount}, "
+            f"doubled invoices {self.doubled_invoices}, not finalised {self.not_finalized}, "
+            f"never clean {self.unsettled}",
+        ]
+        if self.failing_seeds:
+            lines.append(f"failing runs: {', '.join(self.failing_seeds[:10])}")
+        return "\n".join(lines)
+
+
+class FaultyStripe(stripe.HTTPClient):
+    """The SDK's transport, answered by the local Stripe's endpoints in this process, with faults."""
+
+    name = "in-process"
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def request(  # type: ignore[override]
+        self, method: str, url: str, headers: Mapping[str, str] | None, post_data: Any = None
+    ) -> tuple[bytes, int, Any]:
+        fault = self._run.draw_call_fault()
+        # A second worker is another process: nothing of what it does reaches the first but through Stripe and the log.
+        if fault == "killed before the call":
+            raise Killed
+        if fault == "connection lost before the effect":
+            raise stripe.APIConnectionError("connection lost")  # type: ignore[no-untyped-call]
+        if fault == "another worker syncs before the effect":
+            self._run.other_worker()
+        try:
+            answer = self._answer(fault, method, url, dict(headers or {}), post_data or "")
+        except ApiError as error:
+            answer = Answer(error.status, error.body(), error.headers)
+        if fault == "killed after the call":
+            raise Killed
+        if fault == "connection lost after the effect":
+            raise stripe.APIConnectionError("connection lost")  # type: ignore[no-untyped-call]
+        if fault == "another worker syncs after the effect":
+            self._run.other_worker()
+        return answer.body.encode(), answer.status, requests.structures.CaseInsensitiveDict(answer.headers)
+
+    def _answer(self, fault: str, method: str, url: str, headers: dict[str, str], form: str) -> Answer:
+        api, path = self._run.api, urlsplit(url).path
+        if fault == "500 before the effect":
+            raise server_failed()
+        if fault == "409 key in use":
+            raise key_in_use(path)
+        if fault.startswith("429"):
+            raise rate_limited("global-rate", 600 if "longer" in fault else 1)
+        if fault == "refused":
+            raise ApiError(402, "refused by the campaign", code="refused")
+        if method == "get":
+            answer = api.get(path, parse_qsl(urlsplit(url).query, keep_blank_values=True))
+        else:
+            pairs = parse_qsl(form, keep_blank_values=True)
+            answer = api.post(
+                path, pairs, headers["Idempotency-Key"], "req_chaos", fails_afterwards=fault.endswith("stored")
+            )
+        if fault == "500 after the effect":
+            raise server_failed()
+        return answer
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class FaultyWarehouse(DuckDBWarehouse):
+    """The warehouse of one process, which may die just before or after a row of the log is durable."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, run: Run) -> None:
+        super().__init__(connection)
+        self._run = run
+
+    def append(self, table: str, row: Mapping[str, object]) -> None:
+        fault = self._run.draw(LOG_FAULTS)
+        if fault == "killed before the row is durable":
+            raise Killed
+        super().append(table, row)
+        if fault == "killed after the row is durable":
+            raise Killed
+
+
+class Run:
+    """One outbox, one Stripe, and syncs until all is there."""
+
+    def __init__(self, seed: str, connection: duckdb.DuckDBPyConnection, tally: Tally) -> None:
+        self._random = random.Random(seed)
+        self._seed = seed
+        self._connection = connection
+        self._tally = tally
+        self._is_quiet = False
+        self._depth = 0
+        self.control = Control()
+        self._store = Store(Path(":memory:"))
+        self.api = Api(self._store, self.control.now)
+        client = stripe.StripeClient("sk_test_chaos", max_network_retries=0, http_client=FaultyStripe(self))
+        self._target = StripeTarget(client, self._store.account_id(), "local", "local Stripe server")
+        self._expected = self._fill_outbox()
+
+    def execute(self) -> None:
+        """Sync with faults, then without, and count what is wrong."""
+        finalizes = self._random.random() < 0.3
+        for _ in range(self._random.randint(1, MOST_FAULTY_SYNCS)):
+            self._sync(finalizes)
+            self.control.advance(self._choose(PAUSES))
+        self._is_quiet = True
+        for _ in range(MOST_QUIET_SYNCS):
+            report = self._sync(finalizes)
+            if report is not None and report.is_clean and report.created + report.confirmed_by_lookup == 0:
+                break
+        else:
+            self._tally.unsettled += 1
+            self._fail()
+        self._judge(finalizes)
+        self._store.close()
+
+    def draw(self, weights: Mapping[str, int]) -> str:
+        fault = "none" if self._is_quiet else self._choose(weights)
+        if fault != "none":
+            self._tally.faults[fault] += 1
+        return fault
+
+    def draw_call_fault(self) -> str:
+        self._tally.calls += 1
+        # One other worker at a time.
+        weights = CALL_FAULTS
+        if self._depth > 1:
+            weights = {name: weight for name, weight in weights.items() if not name.startswith("another worker")}
+        return self.draw(weights)
+
+    def other_worker(self) -> None:
+        """A whole sync by another process, which may itself die."""
+        self._sync(finalizes=False)
+
+    def _sync(self, finalizes: bool) -> SyncReport | None:
+        self._tally.syncs += 1
+        self._depth += 1
+        try:
+            return sync_invoice_items(
+                FaultyWarehouse(self._connection.cursor(), self),
+                self._target,
+                billing_period=None,
+                progress=lambda _: None,
+                settings=InvoiceSettings(finalizes=finalizes),
+                sleep=lambda _: None,
+            )
+        except Killed:
+            return None
+        finally:
+            self._depth -= 1
+
+    def _fill_outbox(self) -> dict[str, tuple[str, str, int]]:
+        """Customer, currency and amount of each line that must reach Stripe."""
+        self._connection.execute("delete from marts.stripe_invoice_items")
+        rows: list[dict[str, object]] = []
+        for invoice in range(self._random.randint(1, 3)):
+            customer = f"customer_{self._random.randint(1, 2)}"
+            currency = self._random.choice(["USD", "EUR", "JPY"])
+            lines = self._random.randint(1, 5)
+            if self._random.random() < 0.005:
+                lines = ITEMS_PER_INVOICE + 3
+            rows += [
+                {
+                    "line_id": f"line_{invoice}_{number:03}",
+                    "invoice_id": f"{customer}/2026-10/{currency}/{invoice}",
+                    "run_id": "2026-10.1",
+                    "customer_id": customer,
+                    "billing_period": "2026-10",
+                    "service_period_start_at": datetime(2026, 10, 1),
+                    "service_period_end_at": datetime(2026, 11, 1),
+                    "currency": currency,
+                    "amount_minor": self._random.choice([-1, 1, 1]) * self._random.randint(1, 10**7),
+                    "description": "usage",
+                    "hold_reason": "metric_not_confirmed" if self._random.random() < 0.1 else None,
+                }
+                for number in range(lines)
+            ]
+        self._connection.executemany(
+            f"insert into marts.stripe_invoice_items ({', '.join(rows[0])}) values ({', '.join('?' for _ in rows[0])})",
+            [list(row.values()) for row in rows],
+        )
+        sent = [row for row in rows if row["hold_reason"] is None]
+        self._partly_held = {str(row["invoice_id"]) for row in rows if row["hold_reason"] is not None}
+        self._tally.lines += len(sent)
+        return {
+            str(row["line_id"]): (str(row["invoice_id"]), str(row["currency"]).lower(), int(str(row["amount_minor"])))
+            for row in sent
+        }
+
+    def _judge(self, finalizes: bool) -> None:
+        """Hold Stripe's own objects against the outbox, without the sync's eyes."""
+        found: Counter[str] = Counter()
+        wrong = 0
+        for item in self._store.all("invoiceitem"):
+            line_id = item.body["metadata"].get("metering_line_id", "none")
+            found[line_id] += 1
+            expected = self._expected.get(line_id)
+            actual = (item.body["metadata"].get("metering_invoice_id"), item.body["currency"], item.body["amount"])
+            wrong += expected != actual
+        invoices = Counter(
+            (invoice.body["metadata"]["metering_invoice_id"], invoice.body["metadata"]["metering_invoice_part"])
+            for invoice in self._store.all("invoice")
+        )
+        drafts = {
+            invoice.body["metadata"]["metering_invoice_id"]
+            for invoice in self._store.all("invoice")
+            if invoice.status == "draft"
+        }
+        lost = sum(found[line_id] == 0 for line_id in self._expected)
+        doubled = sum(count - 1 for count in found.values())
+        doubled_invoices = sum(count - 1 for count in invoices.values())
+        left_open = len(drafts - self._partly_held) if finalizes else 0
+        self._tally.lost += lost
+        self._tally.doubled += doubled
+        self._tally.wrong_amount += wrong
+        self._tally.doubled_invoices += doubled_invoices
+        self._tally.not_finalized += left_open
+        if lost or doubled or wrong or doubled_invoices or left_open:
+            self._fail()
+
+    def _choose(self, weights: Mapping[Any, int]) -> Any:
+        return self._random.choices(list(weights), list(weights.values()))[0]
+
+    def _fail(self) -> None:
+        if self._seed not in self._tally.failing_seeds:
+            self._tally.failing_seeds.append(self._seed)
+
+
+def create_outbox(warehouse: Warehouse) -> None:
+    """An empty outbox, with the columns that the sync reads."""
+    warehouse.execute("create schema if not exists marts")
+    warehouse.execute(
+        """
+        create table marts.stripe_invoice_items (
+            line_id varchar, invoice_id varchar, run_id varchar, customer_id varchar, customer_name varchar,
+            stripe_customer_id varchar, billing_period varchar, service_period_start_at timestamp,
+            service_period_end_at timestamp, currency varchar, amount_minor bigint, description varchar,
+            subscription_id varchar, metric_code varchar, charge_code varchar, price_version integer, hold_reason varchar
+        )
+        """
+    )
+
+
+def run_campaign(runs: int, seed: int) -> Tally:
+    """Run a campaign.
+
+    Args:
+        runs: how many outboxes to bring into Stripe.
+        seed: of all that is drawn; run n of a seed is always the same.
+    """
+    tally = Tally()
+    connection = duckdb.connect()
+    for statement in raw_and_ops_table_statements(PROJECT_DIR):
+        connection.execute(statement)
+    create_outbox(DuckDBWarehouse(connection))
+    for number in range(runs):
+        connection.execute("delete from ops.stripe_sync_log")
+        Run(f"{seed}:{number}", connection, tally).execute()
+        tally.runs += 1
+    connection.close()
+    return tally
