@@ -240,7 +240,7 @@ service_periods_of_candidates as (
 
 ),
 
-candidates_with_deadlines as (
+candidates_in_service_periods as (
 
     select
         candidates.*,
@@ -248,14 +248,21 @@ candidates_with_deadlines as (
         service_periods.subscription_id,
         service_periods.billing_period,
         service_periods.service_period_start_at,
-        service_periods.service_period_end_at,
-        {{ dbt.dateadd('hour', 'candidates.grace_period_hours', 'service_periods.service_period_end_at') }}  -- noqa: LT05
-            as grace_ended_at
+        service_periods.service_period_end_at
     from candidates_that_may_be_listed as candidates
     inner join service_periods_of_candidates as service_periods
         on
             candidates.idempotency_key = service_periods.idempotency_key
             and service_periods.ending = 1
+
+),
+
+candidates_with_deadlines as (
+
+    select
+        *,
+        {{ dbt.dateadd('hour', 'grace_period_hours', 'service_period_end_at') }} as grace_ended_at
+    from candidates_in_service_periods
 
 ),
 
@@ -283,7 +290,7 @@ late_events as (
         end as status,
 
         ---------- numerics
-        {{ dbt.datediff('grace_ended_at', 'received_at', 'second') }} as late_seconds,
+        {{ dbt.datediff('grace_ended_at', 'received_at', 'second') }} as late_seconds,  -- noqa: LT05
 
         ---------- timestamps
         decided_on,
