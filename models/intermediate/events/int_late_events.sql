@@ -283,7 +283,7 @@ late_events as (
         end as status,
 
         ---------- numerics
-        {{ dbt.datediff('grace_ended_at', 'received_at', 'second') }} as late_seconds,
+        {{ dbt.datediff('grace_ended_at', 'received_at', 'second') }} as late_seconds,  -- noqa: LT05
 
         ---------- timestamps
         decided_on,
