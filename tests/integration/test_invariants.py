@@ -102,8 +102,11 @@ def test_incremental_equals_full_refresh(warehouse: Warehouse, tmp_path: Path) -
         warehouse.build_models()
     warehouse.build()
     incremental = warehouse.marts()
-    # Nothing has been closed, sent, compared with another system or asked of another price book.
+    # Nothing has been closed, sent, compared with another system or asked of another price book; corrections and late
+    # events, of which the demo has none, are built both ways in tests of their own.
     assert {name for name, rows in incremental.items() if not rows} <= {
+        "fct_event_corrections",
+        "fct_late_events",
         "fct_pending_adjustments",
         "fct_shadow_billing",
         "fct_stripe_reconciliation",
