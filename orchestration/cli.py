@@ -151,7 +151,7 @@ def adjustments(customer: str | None) -> None:
         click.echo("No adjustments: what is rated now is what the ledger holds.")
     to_approve = rows_to_approve(found)
     if to_approve:
-        click.echo("\nto approve, add to seeds/policy/rerating_approvals.csv with your name, the day and the reason:")
+        click.echo("\nto approve, add to seeds/policy/rerating_approvals.csv with who, the day, and why:")
         for row in to_approve:
             click.echo(row)
 

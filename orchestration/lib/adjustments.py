@@ -81,14 +81,17 @@ def describe_adjustment(adjustment: PendingAdjustment) -> str:
 
 
 def rows_to_approve(adjustments: Iterable[PendingAdjustment]) -> list[str]:
-    """The beginnings of the rows of rerating_approvals.csv that would let the re-ratings among these be billed."""
+    """Rows of rerating_approvals.csv that would let these re-ratings be billed, without who approves and when.
+
+    The reason says what is approved.
+    """
     totals: dict[str, tuple[PendingAdjustment, Decimal]] = {}
     for adjustment in adjustments:
         if adjustment.adjustment_status == "needs_approval":
             _, total = totals.get(adjustment.rerating_id, (adjustment, Decimal(0)))
             totals[adjustment.rerating_id] = (adjustment, total + adjustment.amount)
     return [
-        f"{rerating_id},,,  # {adjustment.subscription_id} {adjustment.original_billing_period}: "
+        f"{rerating_id},,,{adjustment.subscription_id} {adjustment.original_billing_period} "
         f"{total:+} {adjustment.currency}"
         for rerating_id, (adjustment, total) in totals.items()
     ]

@@ -12,7 +12,6 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from orchestration.lib.project import PROJECT_DIR
 from tests.integration.conftest import Row, Warehouse
 from tests.integration.oracle import CreditKey, LineKey, Oracle
 from tests.integration.test_close import KILLED_CLOSE
@@ -29,8 +28,6 @@ CUSTOMERS = {
     "cus_ktm": ("plan-jpy", "Asia/Kathmandu", datetime(2025, 1, 10), "JPY", 100),
 }
 REGIONS = ["eu", "us"]
-# Whether this project lets an event void or replace another.
-HAS_CORRECTIONS = (PROJECT_DIR / "models/intermediate/events/int_event_corrections.sql").exists()
 
 
 def month_start(month: int) -> datetime:
@@ -217,8 +214,6 @@ class Usage:
     def correct(self, count: int) -> list[Event]:
         """Voids and replacements of what has been delivered, of any age. What counts afterwards is in `events`."""
         corrections: list[Event] = []
-        if not HAS_CORRECTIONS:
-            return corrections
         for event in self.random.sample(self.events, min(count, len(self.events))):
             self.events.remove(event)
             correction = {

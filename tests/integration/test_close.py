@@ -18,6 +18,7 @@ import pytest
 
 from orchestration.lib import project
 from orchestration.lib import warehouse as connections
+from orchestration.lib.adjustments import describe_adjustment, list_pending_adjustments, rows_to_approve
 from orchestration.lib.close import CloseRefused, CloseReport, close_periods
 from orchestration.lib.guards import GuardBreach
 from orchestration.lib.project import MeteringError, Settings
@@ -153,6 +154,12 @@ def test_closed_is_closed(two_months: Warehouse, project_copy: Path) -> None:
         "select rerating_id, adjustment_status, cause, amount_minor from marts.fct_pending_adjustments where amount_minor <> 0"
     )
     assert {row[1:3] for row in waiting} == {("needs_approval", "re_rating")}
+    with connect(warehouse.settings) as connection:
+        listed = list_pending_adjustments(connection, customer_id="cus_000")
+    assert any("re_rating, needs_approval" in describe_adjustment(adjustment) for adjustment in listed)
+    to_approve = {row.split(",")[0] for row in rows_to_approve(listed)}
+    assert to_approve
+    assert to_approve <= {row[0] for row in waiting}
     held = close(warehouse, "2026-10", adjustments_only=True)
     assert (held.lines, held.run_id) == (0, None)
     assert held.waiting >= len(waiting)

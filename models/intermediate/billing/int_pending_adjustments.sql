@@ -21,7 +21,8 @@ closed_terms as (
     select
         service_period_id,
         billing_period,
-        max_by(terms_hash, recorded_at) as terms_hash
+        max_by(terms_hash, recorded_at) as terms_hash,
+        max_by(run_id, recorded_at) as run_id
     from {{ source('ledger', 'closed_terms') }}
     group by service_period_id, billing_period
 
@@ -39,8 +40,9 @@ adjustments_with_terms as (
         adjustments.*,
         coalesce(terms.terms_hash, 'none') as terms_hash,
         coalesce(terms.terms_hash, 'none') <> coalesce(closed_terms.terms_hash, 'none') as is_rerated,
+        {# The run that billed other terms is part of it: prices that come back need a new approval. #}
         {{ surrogate_key([
-            'adjustments.service_period_id', 'adjustments.original_billing_period', 'terms.terms_hash'
+            'adjustments.service_period_id', 'adjustments.original_billing_period', 'terms.terms_hash', 'closed_terms.run_id'
         ]) }} as rerating_id
     from adjustments
     left join terms
@@ -76,6 +78,15 @@ first_unapproved as (
 
 ),
 
+{# A change that moves lines takes some back and bills others: half of it must not be billed. #}
+subscriptions_with_unapproved as (
+
+    select distinct subscription_id
+    from adjustments_with_approvals
+    where needs_approval
+
+),
+
 pending_adjustments as (
 
     select
@@ -84,11 +95,14 @@ pending_adjustments as (
         case
             when adjustments.needs_approval then 'needs_approval'
             when first_unapproved.service_period_start_at <= adjustments.service_period_start_at then 'behind_rerating'
+            when adjustments.is_rerated and subscriptions_with_unapproved.subscription_id is not null then 'behind_rerating'
             else 'ready'
         end as adjustment_status
     from adjustments_with_approvals as adjustments
     left join first_unapproved
         on adjustments.customer_id = first_unapproved.customer_id
+    left join subscriptions_with_unapproved
+        on adjustments.subscription_id = subscriptions_with_unapproved.subscription_id
 
 )
 
