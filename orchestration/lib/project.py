@@ -207,7 +207,7 @@ def code_revision(project: Path) -> str:
         if _git(project, "ls-files", "--", "dbt_project.yml"):
             return commit + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        pass
+        pass  # Without git, or outside of a repository, the files themselves say it.
     digest = hashlib.sha256((project / "dbt_project.yml").read_bytes())
     for folder in folders:
         for path in sorted((project / folder).rglob("*")):
