@@ -73,7 +73,9 @@ def test_from_a_file_to_a_draft_invoice(run: Run, tmp_path: Path, make_event: Ca
 
     outcome = run("invoices", "--customer", "cus_009", "--period", "2026-09")
     assert outcome.returncode == 0
-    lines = re.findall(r"^  (\w{10}| {10})  (\S.*?)\s{2,}.*?([\d,.]+)$", outcome.stdout, re.MULTILINE)
+    lines = re.findall(
+        r"^  (\w{10}| {10})  (\S.*?)\s{2,}.*?([\d,.]+)(?:  held: not_closed)?$", outcome.stdout, re.MULTILINE
+    )
     assert {description: amount for _, description, amount in lines} == {
         # 1,000,000 tokens, 250,000 included and 125,000 left from August: 500,000 at 2.5 and 125,000 at 2 per million.
         "Context tokens": "1.50",
@@ -104,7 +106,16 @@ def test_from_a_file_to_a_draft_invoice(run: Run, tmp_path: Path, make_event: Ca
 
     outcome = run("sync", "--period", "2026-09")
     assert outcome.returncode == 0
+    assert "lines: 0 created" in outcome.stdout  # Nothing is billed before it is closed.
+    outcome = run("close", "--period", "2026-09")
+    assert outcome.returncode == 0, outcome.stderr
+    outcome = run("sync", "--period", "2026-09", "--dry-run")
+    assert outcome.returncode == 0
+    would_send = int(re.findall(r"^would send (\d+) lines", outcome.stdout, re.MULTILINE)[0])
+    outcome = run("sync", "--period", "2026-09")
+    assert outcome.returncode == 0
     created = int(re.findall(r"lines: (\d+) created", outcome.stdout)[0])
+    assert created == would_send
     assert created > 40  # A platform fee for each customer, and the usage of two.
     outcome = run("sync", "--period", "2026-09")
     assert outcome.returncode == 0

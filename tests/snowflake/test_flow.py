@@ -206,9 +206,9 @@ def test_a_crash_in_the_middle_lands_nothing(
         with pytest.raises(Crash):
             land(doomed, tmp_path / "a.jsonl")
         patch.undo()
-        assert landed(warehouse) == {"events": [], "batches": [], "totals": []}
+        assert landed(warehouse) == {"events": [], "batches": [], "totals": [], "billed": []}
         land(warehouse, tmp_path / "a.jsonl")
-    assert [len(rows) for rows in landed(warehouse).values()] == [3, 1, 0]
+    assert [len(rows) for rows in landed(warehouse).values()] == [3, 1, 0, 0]
 
 
 def test_a_copy_that_is_refused_or_incomplete_lands_nothing(
@@ -230,7 +230,7 @@ def test_a_copy_that_is_refused_or_incomplete_lands_nothing(
     monkeypatch.setattr("orchestration.lib.snowflake_warehouse._count", lambda rows, table: 2)
     with pytest.raises(MeteringError, match=r"a\.jsonl: is not landed: COPY INTO raw\.\w+ took \d rows of 2"):
         land(warehouse, tmp_path / "a.jsonl")
-    assert landed(warehouse) == {"events": [], "batches": [], "totals": []}
+    assert landed(warehouse) == {"events": [], "batches": [], "totals": [], "billed": []}
 
 
 def test_parameters_types_and_errors(warehouse: Warehouse) -> None:

@@ -425,7 +425,7 @@ def test_wall_clocks_that_occur_twice_or_never_mean_one_instant(
     zone: str, wall_clock: datetime, instant: datetime
 ) -> None:
     assert to_utc(wall_clock, ZoneInfo(zone)) == instant
-    in_duckdb = duckdb.execute("select timezone('UTC', timezone(?, ?))", [zone, wall_clock]).fetchone()
+    (in_duckdb,) = duckdb.execute("select timezone('UTC', timezone(?, ?))", [zone, wall_clock]).fetchall()
     assert in_duckdb == (instant,)
 
 
