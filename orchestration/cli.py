@@ -159,7 +159,10 @@ def adjustments(customer: str | None) -> None:
 @cli.command()
 @click.option("--period", metavar="YYYY-MM", help="Only this billing period; by default all that are closed.")
 @click.option("--dry-run", is_flag=True, help="Print what would be sent; send nothing, and do not run the guards.")
-def sync(period: str | None, dry_run: bool) -> None:
+@click.option(
+    "--take-over", is_flag=True, help="Begin although another sync holds the account's lock, if that is dead."
+)
+def sync(period: str | None, dry_run: bool, take_over: bool) -> None:
     """Send closed invoice lines to Stripe as items of draft invoices, each once, if the guards are green.
 
     Lines of a metric that finance has not confirmed are held back.
@@ -167,7 +170,7 @@ def sync(period: str | None, dry_run: bool) -> None:
     if dry_run:
         click.echo(describe_plan(plan_without_sending(read_settings(), billing_period=period)))
         return
-    guards, report = guarded_sync(read_settings(), billing_period=period, progress=click.echo)
+    guards, report = guarded_sync(read_settings(), billing_period=period, progress=click.echo, take_over=take_over)
     for outcome in guards.outcomes:
         click.echo(outcome.describe())
     click.echo(

@@ -82,6 +82,17 @@
         error_code varchar,
         error_body varchar
     )",
+    "create table if not exists ops.stripe_sync_lock (
+        stripe_account varchar not null,
+        holder_id varchar,
+        process_id varchar,
+        holder varchar,
+        taken_at datetime,
+        renewed_at datetime not null
+    )",
+    "insert into ops.stripe_sync_lock (stripe_account, renewed_at)
+    select 'every account', cast('2000-01-01' as datetime)
+    from (select count(*) as gates from ops.stripe_sync_lock) as present where gates = 0",
     "create table if not exists ops.what_if_lines (
         what_if_id varchar not null,
         scenario_name varchar not null,

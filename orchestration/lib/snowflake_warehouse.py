@@ -21,7 +21,6 @@ from orchestration.lib.warehouse import (
     Parameters,
     Result,
     WarehouseError,
-    insert_statement,
 )
 
 if TYPE_CHECKING:
@@ -87,6 +86,8 @@ def open_snowflake(credentials: SnowflakeCredentials, memory_limit: str) -> Snow
 class SnowflakeWarehouse:
     """A session of Snowflake. Outside of landing each statement commits by itself."""
 
+    is_of_one_process = False
+
     def __init__(self, connection: SnowflakeConnection, memory_limit: str) -> None:
         self._connection = connection
         self._memory_limit = memory_limit
@@ -103,9 +104,6 @@ class SnowflakeWarehouse:
             except Error as error:
                 raise WarehouseError(_describe(error)) from error
             return Result(tuple(column.name.lower() for column in cursor.description or ()), rows)
-
-    def append(self, table: str, row: Mapping[str, object]) -> None:
-        self.execute(insert_statement(table, row), list(row.values()))
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

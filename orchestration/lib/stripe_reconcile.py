@@ -12,11 +12,19 @@ import stripe
 
 from orchestration.lib.invoices import format_minor
 from orchestration.lib.project import Settings
-from orchestration.lib.stripe_sync import INVOICE_KEY, LINE_KEY, PAGE_SIZE, StripeSyncError, describe_error, metadata_of
+from orchestration.lib.stripe_sync import (
+    INVOICE_KEY,
+    LINE_KEY,
+    PAGE_SIZE,
+    StripeSyncError,
+    describe_error,
+    item_id_of,
+    lines_of,
+    metadata_of,
+)
 from orchestration.lib.stripe_target import StripeTarget, open_stripe_target
-from orchestration.lib.warehouse import Warehouse, connect, require_marts
+from orchestration.lib.warehouse import Warehouse, append_rows, connect, require_marts
 
-ROWS_PER_INSERT = 500
 COLUMNS = (
     "readback_id", "read_at", "stripe_account", "entity", "stripe_object_id", "stripe_invoice_id", "invoice_status",
     "invoice_id", "line_id", "currency", "amount_minor",
@@ -107,15 +115,9 @@ def record_readback(warehouse: Warehouse, target: StripeTarget) -> None:
         raise StripeSyncError(
             f"{target.label}: reading back failed, nothing was kept: {describe_error(error)} Run it again."
         ) from None
-    rows = [(*stamp, *row) for row in found]
-    row_text = f"({', '.join('?' for _ in COLUMNS)})"
+    rows = [dict(zip(COLUMNS, (*stamp, *row), strict=True)) for row in found]
     with warehouse.transaction():
-        for start in range(0, len(rows), ROWS_PER_INSERT):
-            chunk = rows[start : start + ROWS_PER_INSERT]
-            warehouse.execute(
-                f"insert into ops.stripe_readback ({', '.join(COLUMNS)}) values {', '.join([row_text] * len(chunk))}",
-                [value for row in chunk for value in row],
-            )
+        append_rows(warehouse, "ops.stripe_readback", rows)
 
 
 def read_reconciliation(warehouse: Warehouse, stripe_account: str) -> ReconciliationReport:
@@ -142,17 +144,22 @@ def _read_stripe(target: StripeTarget) -> list[tuple[Any, ...]]:
     """Rows from `entity` on: one for the account, one for each invoice, one for each item."""
     services = target.client.v1
     rows: list[tuple[Any, ...]] = [("account", *(None,) * 7)]
-    invoices: dict[str, tuple[str | None, str | None]] = {}
+    on_our_invoices = set()
     for invoice in services.invoices.list({"limit": PAGE_SIZE}).auto_paging_iter():
         invoice_id = metadata_of(invoice, INVOICE_KEY)
         if invoice_id is None:
             continue
-        invoices[invoice.id] = (invoice.status, invoice_id)
-        rows.append(("invoice", invoice.id, invoice.id, *invoices[invoice.id], None, invoice.currency, invoice.total))
+        head = (invoice.id, invoice.status, invoice_id)
+        rows.append(("invoice", invoice.id, *head, None, invoice.currency, invoice.total))
+        for line in lines_of(target.client, invoice):
+            item_id = item_id_of(line)
+            on_our_invoices.add(item_id)
+            rows.append(("invoice_item", item_id, *head, metadata_of(line, LINE_KEY), line.currency, line.amount))
+    # Elsewhere an item of ours is one that somebody has moved, or whose invoice was deleted.
     for item in services.invoice_items.list({"limit": PAGE_SIZE}).auto_paging_iter():
         line_id = metadata_of(item, LINE_KEY)
-        on_invoice = None if item.invoice is None else str(item.invoice)
-        status, invoice_id = invoices.get(on_invoice or "", (None, metadata_of(item, INVOICE_KEY)))
-        if line_id is not None or on_invoice in invoices:
-            rows.append(("invoice_item", item.id, on_invoice, status, invoice_id, line_id, item.currency, item.amount))
+        if line_id is not None and item.id not in on_our_invoices:
+            on_invoice = None if item.invoice is None else str(item.invoice)
+            owner = (on_invoice, None, metadata_of(item, INVOICE_KEY))
+            rows.append(("invoice_item", item.id, *owner, line_id, item.currency, item.amount))
     return rows

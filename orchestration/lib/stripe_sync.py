@@ -2,35 +2,41 @@
 
 `marts.stripe_invoice_items` lists what should be in Stripe. `ops.stripe_sync_log`, to which rows are only
 added, lists what was tried and what came back, per Stripe account. Around every call that creates something
-there are two rows: an intent, durable before the call, and an outcome after it. A crash, a lost answer or a
-5xx leaves an intent unconfirmed; the next run then looks in Stripe for the object by its metadata
+there are two rows for each object: an intent, durable before the call, and an outcome after it. A crash, a lost
+answer or a 5xx leaves an intent unconfirmed; the next run then looks in Stripe for the object by its metadata
 before it creates anything, because Stripe may have forgotten the idempotency key by that time.
+
+Lines go to Stripe many in one call. Lines of a call without a known outcome go together again, so that the call has
+the same idempotency key; a call that is refused is taken apart until the line at fault stands alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import ceil
 from typing import Any, Literal, TypeVar, get_args
 
 import stripe
-from stripe.params import CustomerCreateParams, InvoiceCreateParams, InvoiceItemCreateParams
+from stripe.params import CustomerCreateParams, InvoiceAddLinesParamsLine, InvoiceCreateParams
 
 from orchestration.lib.project import MeteringError
+from orchestration.lib.stripe_lock import SyncLock, hold_sync_lock
 from orchestration.lib.stripe_target import StripeTarget, redact_keys
-from orchestration.lib.warehouse import MissingObjectError, OpenTransactionError, Warehouse
+from orchestration.lib.warehouse import MissingObjectError, OpenTransactionError, Warehouse, append_rows
 
 T = TypeVar("T")
 Entity = Literal["customer", "invoice", "invoice_item", "finalization"]
 Step = Literal["intent", "confirmed", "failed"]
 CollectionMethod = Literal["charge_automatically", "send_invoice"]
-StripeObject = stripe.Customer | stripe.Invoice | stripe.InvoiceItem
+StripeObject = stripe.Customer | stripe.Invoice | stripe.InvoiceItem | stripe.InvoiceLineItem
 
 CUSTOMER_KEY = "metering_customer_id"
 INVOICE_KEY = "metering_invoice_id"
@@ -40,9 +46,15 @@ PART_KEY = "metering_invoice_part"
 # Stripe API reference, "Create an invoice item": "there is a maximum of 250 items per invoice".
 ITEMS_PER_INVOICE = 250
 
+# Stripe names no limit for "Bulk add invoice line items" but that of the invoice. This is a page of a list: what a call
+# has added is read back by one more.
+LINES_PER_CALL = 100
+
 PAGE_SIZE = 100
-LINES_PER_PROGRESS = 200
 ERROR_BODY_CHARACTERS = 4000
+
+# How Stripe names the line at fault among several.
+NAMED_LINE = re.compile(r"lines\[(\d+)\]")
 
 # Stripe docs, "Rate limits": back off exponentially with jitter. The SDK does not retry a 429.
 RATE_LIMIT_ATTEMPTS = 6
@@ -91,7 +103,8 @@ class LogState:
 
     `confirmed_id` is the id in Stripe, or None when nothing was confirmed; the amount (minor units) and
     currency are those confirmed, for lines only. `failures` counts failed rows; `first_intent_at` is in UTC.
-    What follows is for lines only: what the line was last tried with, and whether Stripe refused each try.
+    What follows is for lines only: what the line was last tried with, whether Stripe refused each try, and the
+    idempotency key of the last one.
     """
 
     confirmed_id: str | None
@@ -103,6 +116,7 @@ class LogState:
     customer_id: str | None = None
     billing_period: str | None = None
     is_refused: bool = False
+    tried_key: str | None = None
 
     @property
     def is_unresolved(self) -> bool:
@@ -259,6 +273,7 @@ def sync_invoice_items(
     progress: Callable[[str], None],
     settings: InvoiceSettings | None = None,
     sleep: Callable[[float], None] = time.sleep,
+    lock: SyncLock | None = None,
 ) -> SyncReport:
     """Send every line of the outbox that may be sent and is not confirmed in this account.
 
@@ -267,16 +282,37 @@ def sync_invoice_items(
         target: the Stripe to send to.
         billing_period: such as `2026-10`, to send only its lines; None for all. Confirmed lines that are gone
             from the outbox are reported whatever the period, since the log does not know it.
-        progress: called with a sentence per invoice, and per 200 lines of a large one.
+        progress: called with a sentence per invoice, and per call of one that takes several.
         settings: how invoices are made; drafts by default.
         sleep: waits the given seconds; called when Stripe limits the rate.
+        lock: of the account, held by the caller; by default it is taken here.
 
     Returns:
         The report. Outcomes that stay unknown end the run early; the next run resolves them.
 
     Raises:
         StripeSyncError: a table is missing, the outbox contradicts itself, or a transaction is open.
+        SyncLockError: another sync of the account is at work, or has taken over from this one.
     """
+    try:
+        with hold_sync_lock(warehouse, target.log_account) if lock is None else nullcontext(lock) as held:
+            return _sync(warehouse, target, billing_period, progress, settings or InvoiceSettings(), sleep, held)
+    except OpenTransactionError as error:
+        raise StripeSyncError(
+            "The warehouse connection has a transaction open, so the sync log would not be durable "
+            "before the call to Stripe. Commit or roll back first."
+        ) from error
+
+
+def _sync(
+    warehouse: Warehouse,
+    target: StripeTarget,
+    billing_period: str | None,
+    progress: Callable[[str], None],
+    settings: InvoiceSettings,
+    sleep: Callable[[float], None],
+    lock: SyncLock,
+) -> SyncReport:
     lines = read_outbox(warehouse)
     log = read_log(warehouse, target.log_account)
     plan = plan_sync(lines, log, billing_period)
@@ -294,7 +330,7 @@ def sync_invoice_items(
         ],
         changes=plan.changes,
     )
-    run = _Run(warehouse, target, settings or InvoiceSettings(), log, report, progress, sleep)
+    run = _Run(warehouse, target, settings, log, report, progress, sleep, lock)
     if run.send(plan.groups):
         run.finalize(plan.complete)
     return report
@@ -390,7 +426,8 @@ def read_log(warehouse: Warehouse, stripe_account: str) -> Log:
             -- An idempotency error says that an earlier try with other parameters did arrive.
             count_if(step = 'intent') = count_if(
                 step = 'failed' and http_status < 500 and error_code is distinct from 'idempotency_error'
-            )
+            ),
+            max_by(idempotency_key, case when step = 'intent' then logged_at end)
         from ops.stripe_sync_log
         where stripe_account = ?
         group by entity, entity_key
@@ -547,6 +584,49 @@ def idempotency_key(stripe_account: str, entity: Entity, entity_key: str, failur
     return f"metering-{entity}-{digest[:40]}-{failures}"
 
 
+def batch_key(stripe_account: str, batch: Sequence[OutboxLine], failures: Sequence[int]) -> str:
+    """The idempotency key of the call that adds these lines, of which each has failed so often."""
+    tries = "".join(f"\n{line.line_id} {count}" for line, count in zip(batch, failures, strict=True))
+    return f"metering-lines-{hashlib.sha256((stripe_account + tries).encode()).hexdigest()[:40]}"
+
+
+def make_batches(lines: Iterable[OutboxLine], log: Log) -> list[tuple[OutboxLine, ...]]:
+    """The lines of one invoice, in calls of at most 100 lines.
+
+    Lines that were last tried in one call stay together: should Stripe still be at it, or have done it without
+    showing it yet, the same call under the same key does nothing twice.
+    """
+    tried_together: dict[str | None, list[OutboxLine]] = {}
+    for line in lines:
+        state = log.get(("invoice_item", line.line_id), NOTHING_LOGGED)
+        tried_together.setdefault(state.tried_key, []).append(line)
+    return [
+        tuple(members[start : start + LINES_PER_CALL])
+        for members in tried_together.values()
+        for start in range(0, len(members), LINES_PER_CALL)
+    ]
+
+
+def split_refused(
+    batch: tuple[OutboxLine, ...], error: stripe.StripeError
+) -> tuple[tuple[OutboxLine, ...], tuple[OutboxLine, ...]]:
+    """A refused call of several lines in two: the line that Stripe names and the others, or else both halves."""
+    named = NAMED_LINE.match(str(getattr(error, "param", None) or ""))
+    if named is not None and int(named[1]) < len(batch):
+        at = int(named[1])
+        return batch[:at] + batch[at + 1 :], batch[at : at + 1]
+    half = len(batch) // 2
+    return batch[:half], batch[half:]
+
+
+def is_about_a_line(error: stripe.StripeError) -> bool:
+    """Whether fewer lines in a call might help: not when the invoice takes none, or the key was used before."""
+    return error.http_status not in (403, 404) and error_code(error) not in (
+        "invoice_not_editable",
+        "idempotency_error",
+    )
+
+
 def customer_parameters(line: OutboxLine) -> CustomerCreateParams:
     """The customer to create for a line whose customer is not mapped."""
     parameters: CustomerCreateParams = {"metadata": {CUSTOMER_KEY: line.customer_id}}
@@ -579,8 +659,8 @@ def invoice_parameters(
     return parameters
 
 
-def line_parameters(line: OutboxLine, stripe_customer_id: str, stripe_invoice_id: str) -> InvoiceItemCreateParams:
-    """The invoice item of a line.
+def line_parameters(line: OutboxLine) -> InvoiceAddLinesParamsLine:
+    """What a line is on its invoice; a credit has a negative amount.
 
     The outbox's period ends before its end, Stripe's includes it (Stripe API reference, "Invoice Items": the
     period's end "is inclusive"); so Stripe gets the last whole second that belongs to the period.
@@ -597,11 +677,8 @@ def line_parameters(line: OutboxLine, stripe_customer_id: str, stripe_invoice_id
         "metering_charge_code": line.charge_code,
         "metering_price_version": None if line.price_version is None else str(line.price_version),
     }
-    parameters: InvoiceItemCreateParams = {
-        "customer": stripe_customer_id,
-        "invoice": stripe_invoice_id,
+    parameters: InvoiceAddLinesParamsLine = {
         "amount": line.amount_minor,
-        "currency": line.currency.lower(),
         "period": {"start": start, "end": end},
         "metadata": {name: value for name, value in metadata.items() if value is not None},
     }
@@ -623,8 +700,7 @@ def read_back_invoices(target: StripeTarget) -> list[StripeInvoice]:
             metering_invoice_id = metadata_of(invoice, INVOICE_KEY)
             if metering_invoice_id is None:
                 continue
-            listed = target.client.v1.invoice_items.list({"invoice": invoice.id, "limit": PAGE_SIZE})
-            items = list(listed.auto_paging_iter())
+            items = lines_of(target.client, invoice)
             line_ids = (metadata_of(item, LINE_KEY) for item in items)
             invoices.append(
                 StripeInvoice(
@@ -644,8 +720,33 @@ def read_back_invoices(target: StripeTarget) -> list[StripeInvoice]:
     return sorted(invoices, key=lambda invoice: (invoice.metering_invoice_id, invoice.stripe_invoice_id))
 
 
+def list_lines(client: stripe.StripeClient, stripe_invoice_id: str) -> list[stripe.InvoiceLineItem]:
+    """All lines of an invoice, in Stripe's order."""
+    listed = client.v1.invoices.line_items.list(stripe_invoice_id, {"limit": PAGE_SIZE})
+    return list(listed.auto_paging_iter())
+
+
+def lines_of(client: stripe.StripeClient, invoice: stripe.Invoice) -> list[stripe.InvoiceLineItem]:
+    """All lines of an invoice that Stripe has sent, which has the first of them."""
+    return list_lines(client, invoice.id) if invoice.lines.has_more else list(invoice.lines.data)
+
+
+def item_id_of(line: stripe.InvoiceLineItem) -> str:
+    """The id of the invoice item behind a line, or the line's own where there is none."""
+    details = None if line.parent is None else line.parent.invoice_item_details
+    return line.id if details is None else details.invoice_item
+
+
 class _RefusedError(Exception):
     """Stripe refused an object, so that what depends on it cannot be sent either."""
+
+
+class _RefusedCallError(_RefusedError):
+    """Stripe refused a call that creates something; `error` is its answer."""
+
+    def __init__(self, message: str, error: stripe.StripeError) -> None:
+        super().__init__(message)
+        self.error = error
 
 
 class _StoppedError(Exception):
@@ -664,9 +765,12 @@ class _Run:
         report: SyncReport,
         progress: Callable[[str], None],
         sleep: Callable[[float], None],
+        lock: SyncLock,
     ) -> None:
         self._warehouse = warehouse
+        self._lock = lock
         self._target = target
+        self._client = target.client
         self._services = target.client.v1
         self._settings = settings
         self._log = log
@@ -745,51 +849,94 @@ class _Run:
         return self._confirmed.get((entity, entity_key)) or self._state(entity, entity_key).confirmed_id
 
     def _send_group(self, group: InvoiceGroup) -> None:
-        first = group.lines[0]
-        customer_id = self._ensure_customer(first)
+        customer_id = self._ensure_customer(group.lines[0])
         invoice_id, is_new = self._ensure_invoice(group, customer_id)
-        states = [self._state("invoice_item", line.line_id) for line in group.lines]
-        found: dict[str, stripe.InvoiceItem] = {}
-        if not is_new and any(state.is_unresolved for state in states):
-            found = self._items_by_line(invoice_id)
-        for count, (line, state) in enumerate(zip(group.lines, states, strict=True), start=1):
-            item = found.get(line.line_id)
-            if item is not None:
-                self._append(
-                    "invoice_item",
-                    line.line_id,
-                    "confirmed",
-                    stripe_object_id=item.id,
-                    amount_minor=item.amount,
-                    currency=item.currency.upper(),
-                    customer_id=line.customer_id,
-                    billing_period=line.billing_period,
-                )
-                self._report.confirmed_by_lookup += 1
-                self._report_difference(line, item)
-            else:
-                self._send_line(line, state, line_parameters(line, customer_id, invoice_id))
-            if count % LINES_PER_PROGRESS == 0 and count < len(group.lines):
-                self._progress(f"invoice {group.invoice_id}: {count} of {len(group.lines)} lines")
+        waiting = list(group.lines)
+        if not is_new and any(self._state("invoice_item", line.line_id).is_unresolved for line in waiting):
+            waiting = self._confirm_found(invoice_id, waiting)
+        sent = len(group.lines) - len(waiting)
+        for batch in make_batches(waiting, self._log):
+            self._send_batch(group, batch, invoice_id, {})
+            sent += len(batch)
+            if sent < len(group.lines):
+                self._progress(f"invoice {group.invoice_id}: {sent} of {len(group.lines)} lines")
 
-    def _send_line(self, line: OutboxLine, state: LogState, parameters: InvoiceItemCreateParams) -> None:
+    def _confirm_found(self, stripe_invoice_id: str, lines: Sequence[OutboxLine]) -> list[OutboxLine]:
+        """Record which of the lines are on the invoice, and return the others."""
+        in_stripe = self._look_up("invoice", stripe_invoice_id, lambda: list_lines(self._client, stripe_invoice_id))
+        found = self._confirm(lines, in_stripe)
+        self._report.confirmed_by_lookup += len(found)
+        return [line for line in lines if line.line_id not in found]
+
+    def _confirm(
+        self, lines: Iterable[OutboxLine], in_stripe: Iterable[stripe.InvoiceLineItem], **columns: Any
+    ) -> set[str]:
+        """Record the lines that Stripe has, with the amounts that it has; their ids."""
+        # The oldest, should a line be there twice: Stripe lists what was added to an invoice in that order.
+        found: dict[str | None, stripe.InvoiceLineItem] = {}
+        for item in in_stripe:
+            found.setdefault(metadata_of(item, LINE_KEY), item)
+        present = [(line, found[line.line_id]) for line in lines if line.line_id in found]
+        self._write(
+            [
+                {
+                    "entity": "invoice_item",
+                    "step": "confirmed",
+                    **line_columns(line),
+                    "stripe_object_id": item_id_of(item),
+                    "amount_minor": item.amount,
+                    "currency": item.currency.upper(),
+                    **columns,
+                }
+                for line, item in present
+            ]
+        )
+        for line, item in present:
+            self._report_difference(line, item)
+        return {line.line_id for line, _ in present}
+
+    def _send_batch(
+        self, group: InvoiceGroup, batch: tuple[OutboxLine, ...], invoice_id: str, refused: dict[str, int]
+    ) -> None:
+        """Add lines in one call; a refused call is taken apart. `refused` counts this run's refusals by line id."""
+        failures = [self._state("invoice_item", line.line_id).failures + refused.get(line.line_id, 0) for line in batch]
+        key = batch_key(self._target.log_account, batch, failures)
+        name = f"invoice_item {batch[0].line_id}"
+        if len(batch) > 1:
+            name = f"invoice {group.invoice_id}: a call of {len(batch)} lines from {batch[0].line_id} on"
         try:
-            self._create(
-                "invoice_item",
-                line.line_id,
-                state,
-                lambda key: self._services.invoice_items.create(parameters, {"idempotency_key": key}),
-                line,
+            invoice = self._attempt(
+                name,
+                [("invoice_item", line_columns(line)) for line in batch],
+                key,
+                lambda: self._services.invoices.add_lines(
+                    invoice_id, {"lines": [line_parameters(line) for line in batch]}, {"idempotency_key": key}
+                ),
             )
-        except _RefusedError as refused:
-            self._report.failed += 1
-            self._report.problems.append(str(refused))
-        else:
-            self._report.created += 1
+        except _RefusedCallError as refusal:
+            if len(batch) == 1 or not is_about_a_line(refusal.error):
+                self._report.failed += len(batch)
+                self._report.problems.append(str(refusal))
+                return
+            # Stripe does not say that it adds all lines or none, so what it may have added is not sent again.
+            missing = self._confirm_found(invoice_id, batch)
+            refused = refused | {line.line_id: refused.get(line.line_id, 0) + 1 for line in missing}
+            for part in split_refused(tuple(missing), refusal.error) if len(missing) == len(batch) else (missing,):
+                if part:
+                    self._send_batch(group, tuple(part), invoice_id, refused)
+            return
+        in_stripe = self._look_up("invoice", invoice_id, lambda: lines_of(self._client, invoice))
+        response = invoice.last_response
+        answer = {} if response is None else {"request_id": response.request_id, "http_status": response.code}
+        added = self._confirm(batch, in_stripe, idempotency_key=key, **answer)
+        self._report.created += len(added)
+        if len(added) < len(batch):
+            self._report.unknown += 1
+            raise _StoppedError(f"{name}: Stripe has taken it (idempotency key {key}), and does not show every line.")
 
-    def _report_difference(self, line: OutboxLine, item: stripe.InvoiceItem) -> None:
+    def _report_difference(self, line: OutboxLine, item: stripe.InvoiceLineItem) -> None:
         """A line found in Stripe may have been sent with another amount than the outbox now has."""
-        in_stripe = LogState(item.id, item.amount, item.currency.upper(), 0, None)
+        in_stripe = LogState(item_id_of(item), item.amount, item.currency.upper(), 0, None)
         change = find_change(line.line_id, in_stripe, line)
         if change is not None:
             self._report.changed_after_sync += 1
@@ -863,18 +1010,6 @@ class _Run:
         )
         return invoice_id, True
 
-    def _items_by_line(self, stripe_invoice_id: str) -> dict[str, stripe.InvoiceItem]:
-        """The invoice's items in Stripe by line id; the oldest, should a line be there twice."""
-        items = self._look_up(
-            "invoice",
-            stripe_invoice_id,
-            lambda: list(
-                self._services.invoice_items.list({"invoice": stripe_invoice_id, "limit": PAGE_SIZE}).auto_paging_iter()
-            ),
-        )
-        # Stripe lists the newest first, so the oldest comes last and stays.
-        return {line_id: item for item in items if (line_id := metadata_of(item, LINE_KEY)) is not None}
-
     def _state(self, entity: Entity, entity_key: str) -> LogState:
         return self._log.get((entity, entity_key), NOTHING_LOGGED)
 
@@ -888,14 +1023,7 @@ class _Run:
             self._report.unknown += 1
             raise _StoppedError(f"looking for {entity} {entity_key} failed: {describe_error(error)}") from None
 
-    def _create(
-        self,
-        entity: Entity,
-        entity_key: str,
-        state: LogState,
-        call: Callable[[str], StripeObject],
-        line: OutboxLine | None = None,
-    ) -> str:
+    def _create(self, entity: Entity, entity_key: str, state: LogState, call: Callable[[str], StripeObject]) -> str:
         """Create one object between its intent and its outcome, and return its id in Stripe.
 
         Raises:
@@ -903,40 +1031,9 @@ class _Run:
             _StoppedError: the outcome is unknown, or the key was refused.
         """
         key = idempotency_key(self._target.log_account, entity, entity_key, state.failures)
-        amount: dict[str, Any] = {}
-        if line is not None:
-            amount = {
-                "amount_minor": line.amount_minor,
-                "currency": line.currency,
-                "customer_id": line.customer_id,
-                "billing_period": line.billing_period,
-            }
-        self._append(entity, entity_key, "intent", idempotency_key=key, **amount)
-        try:
-            created = with_backoff(lambda: call(key), self._sleep)
-        except stripe.StripeError as error:
-            if is_refusal(error) or is_stored(error):
-                self._append(
-                    entity,
-                    entity_key,
-                    "failed",
-                    idempotency_key=key,
-                    request_id=error.request_id,
-                    http_status=error.http_status,
-                    error_code=error_code(error),
-                    error_body=redact_keys(error.http_body or "")[:ERROR_BODY_CHARACTERS],
-                    **amount,
-                )
-            if not is_refusal(error):
-                self._report.unknown += 1
-                raise _StoppedError(
-                    f"{entity} {entity_key} has no known outcome (idempotency key {key}): {describe_error(error)}"
-                ) from None
-            message = f"{entity} {entity_key} was refused (idempotency key {key}): {describe_error(error)}"
-            if isinstance(error, stripe.AuthenticationError):
-                self._report.failed += 1 if line is not None else 0
-                raise _StoppedError(f"{message} Check STRIPE_API_KEY.") from None
-            raise _RefusedError(message) from None
+        created = self._attempt(
+            f"{entity} {entity_key}", [(entity, {"entity_key": entity_key})], key, lambda: call(key)
+        )
         response = created.last_response
         self._append(
             entity,
@@ -946,30 +1043,86 @@ class _Run:
             stripe_object_id=created.id,
             request_id=None if response is None else response.request_id,
             http_status=None if response is None else response.code,
-            **amount,
         )
         return created.id
 
+    def _attempt(
+        self, name: str, subjects: Sequence[tuple[Entity, Mapping[str, Any]]], key: str, call: Callable[[], T]
+    ) -> T:
+        """Make a call that creates something, with the intents before it and, unless it succeeds, the outcomes after.
+
+        Args:
+            name: of what is created, for people.
+            subjects: what is created, with the columns of the log that do not depend on the outcome.
+            key: the idempotency key.
+            call: the call.
+
+        Raises:
+            _RefusedError: Stripe answered with a 4xx that concerns these objects.
+            _StoppedError: the outcome is unknown, or the key was refused.
+        """
+        self._write([{"entity": entity, "step": "intent", "idempotency_key": key, **of} for entity, of in subjects])
+        try:
+            return with_backoff(call, self._sleep)
+        except stripe.StripeError as error:
+            if is_refusal(error) or is_stored(error):
+                self._write(
+                    [
+                        {
+                            "entity": entity,
+                            "step": "failed",
+                            "idempotency_key": key,
+                            "request_id": error.request_id,
+                            "http_status": error.http_status,
+                            "error_code": error_code(error),
+                            "error_body": redact_keys(error.http_body or "")[:ERROR_BODY_CHARACTERS],
+                            **of,
+                        }
+                        for entity, of in subjects
+                    ]
+                )
+            if not is_refusal(error):
+                self._report.unknown += 1
+                raise _StoppedError(
+                    f"{name} has no known outcome (idempotency key {key}): {describe_error(error)}"
+                ) from None
+            message = f"{name} was refused (idempotency key {key}): {describe_error(error)}"
+            if isinstance(error, stripe.AuthenticationError):
+                self._report.failed += sum(entity == "invoice_item" for entity, _ in subjects)
+                raise _StoppedError(f"{message} Check STRIPE_API_KEY.") from None
+            raise _RefusedCallError(message, error) from None
+
     def _append(self, entity: Entity, entity_key: str, step: Step, **columns: Any) -> None:
         """Add a row to the log and commit it."""
-        row = {
+        self._write([{"entity": entity, "entity_key": entity_key, "step": step, **columns}])
+
+    def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows with the same columns to the log, and commit them together; intents only while the lock is held."""
+        if not rows:
+            return
+        stamp: dict[str, object] = {
             "attempt_id": self._attempt_id,
             "logged_at": datetime.now(UTC).replace(tzinfo=None),
             "stripe_account": self._target.log_account,
-            "entity": entity,
-            "entity_key": entity_key,
-            "step": step,
-            **columns,
         }
-        if step == "confirmed":
-            self._confirmed[entity, entity_key] = str(columns["stripe_object_id"])
-        try:
-            self._warehouse.append("ops.stripe_sync_log", row)
-        except OpenTransactionError as error:
-            raise StripeSyncError(
-                "The warehouse connection has a transaction open, so the sync log would not be durable "
-                "before the call to Stripe. Commit or roll back first."
-            ) from error
+        for row in rows:
+            if row["step"] == "confirmed":
+                self._confirmed[row["entity"], row["entity_key"]] = str(row["stripe_object_id"])
+        with self._warehouse.transaction():
+            if rows[0]["step"] == "intent":
+                self._lock.renew()
+            append_rows(self._warehouse, "ops.stripe_sync_log", [stamp | dict(row) for row in rows])
+
+
+def line_columns(line: OutboxLine) -> dict[str, Any]:
+    """What a row of the log says of a line that is tried."""
+    return {
+        "entity_key": line.line_id,
+        "amount_minor": line.amount_minor,
+        "currency": line.currency,
+        "customer_id": line.customer_id,
+        "billing_period": line.billing_period,
+    }
 
 
 def with_backoff(call: Callable[[], T], sleep: Callable[[float], None]) -> T:

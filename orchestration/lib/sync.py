@@ -7,6 +7,7 @@ import os
 from orchestration.lib.close import BILLING_PERIOD
 from orchestration.lib.guards import GuardReport, run_guards
 from orchestration.lib.project import MeteringError, Progress, Settings
+from orchestration.lib.stripe_lock import hold_sync_lock
 from orchestration.lib.stripe_sync import (
     SyncPlan,
     SyncReport,
@@ -21,7 +22,7 @@ from orchestration.lib.warehouse import connect, require_marts, require_successf
 
 
 def guarded_sync(
-    settings: Settings, *, billing_period: str | None, progress: Progress
+    settings: Settings, *, billing_period: str | None, progress: Progress, take_over: bool = False
 ) -> tuple[GuardReport, SyncReport]:
     """Send what the outbox holds to Stripe, if the last build succeeded and all guards are green.
 
@@ -29,9 +30,11 @@ def guarded_sync(
         settings: warehouse, and the local Stripe server's state.
         billing_period: ``YYYY-MM``, or None for every period; only lines of the ledger are sent.
         progress: called with a line of text as the work goes on.
+        take_over: whether to take the account's lock from a sync that may be alive.
 
     Raises:
         GuardBreach: a guard is red; nothing was sent.
+        SyncLockError: another sync of the account is at work; nothing was sent.
         MeteringError: the last build failed or the marts are missing; nothing was sent.
         StripeTargetError: the Stripe settings in the environment cannot be used; nothing was sent.
     """
@@ -42,10 +45,18 @@ def guarded_sync(
         require_marts(warehouse, "stripe_invoice_items", "fct_guard_measurements")
         guards = run_guards(warehouse, settings.data_docs)
         guards.require_passed()
-        with open_stripe_target(os.environ, settings.stripe_state) as target:
+        with (
+            open_stripe_target(os.environ, settings.stripe_state) as target,
+            hold_sync_lock(warehouse, target.log_account, take_over=take_over) as lock,
+        ):
             progress(f"syncing to {target.label}, account {target.account_id}")
             return guards, sync_invoice_items(
-                warehouse, target, billing_period=billing_period, progress=progress, settings=invoice_settings
+                warehouse,
+                target,
+                billing_period=billing_period,
+                progress=progress,
+                settings=invoice_settings,
+                lock=lock,
             )
 
 

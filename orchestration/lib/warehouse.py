@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Parameters = Sequence[object] | Mapping[str, object]
 
+ROWS_PER_INSERT = 500
+
 LANDING_TABLES = (
     ("raw", "usage_events"),
     ("raw", "load_batches"),
@@ -27,6 +29,7 @@ LANDING_TABLES = (
     ("raw", "shadow_billing"),
     ("ops", "build_log"),
     ("ops", "stripe_sync_log"),
+    ("ops", "stripe_sync_lock"),
     ("ops", "stripe_readback"),
     ("ops", "what_if_lines"),
     ("ledger", "billing_runs"),
@@ -47,7 +50,7 @@ class MissingObjectError(WarehouseError):
 
 
 class OpenTransactionError(WarehouseError):
-    """A row that must be durable at once was to be written inside a transaction."""
+    """Rows that must be durable at once were to be written inside a transaction."""
 
 
 class BusyError(WarehouseError):
@@ -81,7 +84,12 @@ class Result:
 
 
 class Warehouse(Protocol):
-    """An open session of a warehouse. SQL is written once, in what the dialects have in common."""
+    """An open session of a warehouse. SQL is written once, in what the dialects have in common.
+
+    `is_of_one_process` says that only one process at a time can have it open.
+    """
+
+    is_of_one_process: bool
 
     def execute(self, sql: str, parameters: Parameters = ()) -> Result:
         """Run one statement, and commit it.
@@ -94,17 +102,11 @@ class Warehouse(Protocol):
             MissingObjectError: something it names is not there.
         """
 
-    def append(self, table: str, row: Mapping[str, object]) -> None:
-        """Add a row, given by column; it is durable when this returns.
-
-        Raises:
-            OpenTransactionError: a transaction is open, so the row would not be.
-        """
-
     def transaction(self) -> AbstractContextManager[None]:
-        """What the block executes is committed when it ends, all of it or, on any error, nothing.
+        """What the block executes is durable when it ends, all of it or, on any error, nothing.
 
         Raises:
+            OpenTransactionError: a transaction is open already, so it would not be.
             BusyError: on leaving or inside, when another session changed the same rows meanwhile.
         """
 
@@ -136,6 +138,8 @@ class Warehouse(Protocol):
 class DuckDBWarehouse:
     """A DuckDB file, opened by this process."""
 
+    is_of_one_process = True
+
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
 
@@ -147,21 +151,12 @@ class DuckDBWarehouse:
             raise MissingObjectError(str(error)) from error
         return Result(tuple(column[0].lower() for column in cursor.description or ()), cursor.fetchall())
 
-    def append(self, table: str, row: Mapping[str, object]) -> None:
-        try:
-            self._connection.begin()
-        except duckdb.TransactionException as error:
-            raise OpenTransactionError(f"{table}: a transaction is open, so a row would not be durable.") from error
-        try:
-            self._connection.execute(insert_statement(table, row), list(row.values()))
-        except duckdb.Error:
-            self._connection.rollback()
-            raise
-        self._connection.commit()
-
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        self._connection.execute("begin")
+        try:
+            self._connection.execute("begin")
+        except duckdb.TransactionException as error:
+            raise OpenTransactionError("A transaction is open, so rows would not be durable.") from error
         try:
             yield
             self._connection.execute("commit")
@@ -198,9 +193,15 @@ class DuckDBWarehouse:
         self._connection.close()
 
 
-def insert_statement(table: str, row: Mapping[str, object]) -> str:
-    """SQL that inserts one row, with a ``?`` for each value."""
-    return f"insert into {table} ({', '.join(row)}) values ({', '.join('?' for _ in row)})"
+def append_rows(warehouse: Warehouse, table: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Add rows, each given by column and all with the same columns. Durable when the open transaction, if any, ends."""
+    for start in range(0, len(rows), ROWS_PER_INSERT):
+        chunk = rows[start : start + ROWS_PER_INSERT]
+        marks = f"({', '.join('?' for _ in chunk[0])})"
+        warehouse.execute(
+            f"insert into {table} ({', '.join(chunk[0])}) values {', '.join([marks] * len(chunk))}",
+            [value for row in chunk for value in row.values()],
+        )
 
 
 def _open(settings: Settings) -> Warehouse:

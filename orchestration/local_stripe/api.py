@@ -1,4 +1,4 @@
-"""What the endpoints do: customers, invoices and invoice items, created, retrieved, listed, finalised, deleted."""
+"""What the endpoints do: customers, products, invoices and items, created, retrieved, listed, finalised, deleted."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ import string
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from decimal import ROUND_HALF_UP, Decimal
 from functools import partial
 from typing import Any
 
 from .control import server_failed
 from .errors import ApiError, missing_object
-from .parameters import CREATE, FINALIZE_INVOICE, LIST, RETRIEVE, RETRIEVE_ACCOUNT
+from .parameters import ADD_LINES, CREATE, FINALIZE_INVOICE, LIST, LIST_LINES, RETRIEVE, RETRIEVE_ACCOUNT
 from .store import IdempotencyRecord, Store, StoredObject
 
 # Path segment and kind of each collection (the kind is also Stripe's `object` member).
-COLLECTIONS = {"customers": "customer", "invoices": "invoice", "invoiceitems": "invoiceitem"}
+COLLECTIONS = {"customers": "customer", "invoices": "invoice", "invoiceitems": "invoiceitem", "products": "product"}
 
 # Stripe API reference, "Create an invoice item": "there is a maximum of 250 items per invoice".
 ITEMS_PER_INVOICE = 250
+# An invoice shows the first of its lines; the rest are at its own URL.
+LINES_SHOWN = 10
 
 # Stripe API reference, "Idempotent requests": keys may be removed once they are at least 24 hours old.
 IDEMPOTENCY_SECONDS = 24 * 60 * 60
@@ -71,6 +74,8 @@ class Api:
         if path == "/v1/account":
             RETRIEVE_ACCOUNT.read(pairs)
             return _success({"id": self._store.account_id(), "object": "account"})
+        if path.startswith("/v1/invoices/") and path.endswith("/lines"):
+            return self._list_lines(path, path.split("/")[3], LIST_LINES.read(pairs))
         collection, object_id = _split("GET", path)
         kind = COLLECTIONS[collection]
         if object_id is None:
@@ -151,11 +156,16 @@ class Api:
 
     def _action(self, path: str, pairs: list[tuple[str, str]]) -> Callable[[], Answer]:
         """What a POST asks for, its parameters read."""
-        if path.endswith("/finalize"):
-            collection, object_id = _split("POST", path.removesuffix("/finalize"))
-            if collection == "invoices" and object_id is not None:
-                FINALIZE_INVOICE.read(pairs)
-                return partial(self._finalize, object_id)
+        for suffix in ("/finalize", "/add_lines"):
+            if not path.endswith(suffix):
+                continue
+            collection, object_id = _split("POST", path.removesuffix(suffix))
+            if collection != "invoices" or object_id is None:
+                continue
+            if suffix == "/add_lines":
+                return partial(self._add_lines, object_id, ADD_LINES.read(pairs)["lines"])
+            FINALIZE_INVOICE.read(pairs)
+            return partial(self._finalize, object_id)
         collection, object_id = _split("POST", path)
         if object_id is not None:
             raise ApiError(
@@ -175,9 +185,70 @@ class Api:
             raise missing_object("invoice", invoice_id, param="id", in_path=True)
         if invoice.status != "draft":
             raise _not_editable(invoice)
-        due = sum(self._store.invoice_amounts(invoice_id))
+        due = sum(item.body["amount"] for item in self._store.invoice_items(invoice_id))
         self._store.set_status(invoice_id, "open" if due > 0 else "paid")
         return _success(self._render(replace(invoice, status="open" if due > 0 else "paid")))
+
+    def _add_lines(self, invoice_id: str, lines: list[dict[str, Any]]) -> Answer:
+        """All of the lines become items of a draft, or none."""
+        invoice = self._store.get("invoice", invoice_id)
+        if invoice is None:
+            raise missing_object("invoice", invoice_id, param="invoice", in_path=True)
+        if invoice.status != "draft":
+            raise _not_editable(invoice)
+        present = len(self._store.invoice_items(invoice_id))
+        if present + len(lines) > ITEMS_PER_INVOICE:
+            raise ApiError(
+                400,
+                f"Invoice {invoice_id} has {present} items and would have {present + len(lines)}, "
+                f"the maximum is {ITEMS_PER_INVOICE}.",
+                param="lines",
+            )
+        now, currency = int(self._clock()), invoice.body["currency"]
+        bodies = []
+        for index, line in enumerate(lines):
+            price = (
+                self._line_price(f"lines[{index}][price_data]", line["price_data"], currency, line)
+                if ("price_data" in line)
+                else {"amount": line["amount"]}
+            )
+            bodies.append(_item_body(line | price, currency, now) | {"is_line": True})
+        for body in bodies:
+            self._store.insert(
+                StoredObject("invoiceitem", new_id("ii", 24), invoice.customer, invoice_id, None, now, body)
+            )
+        return _success(self._render(invoice))
+
+    def _line_price(self, where: str, price: dict[str, Any], currency: str, line: dict[str, Any]) -> dict[str, Any]:
+        """Amount, quantity and unit amount of a line with a price."""
+        if self._store.get("product", price["product"]) is None:
+            raise missing_object("product", price["product"], param=f"{where}[product]")
+        if price["currency"] != currency:
+            raise ApiError(
+                400,
+                f"The invoice is in {currency}, the price in {price['currency']}.",
+                param=f"{where}[currency]",
+            )
+        quantity, unit_amount = line.get("quantity_decimal", Decimal(1)), price["unit_amount_decimal"]
+        return {
+            "amount": int((quantity * unit_amount).quantize(Decimal(1), ROUND_HALF_UP)),
+            "quantity_decimal": f"{quantity:f}",
+            "unit_amount_decimal": f"{unit_amount:f}",
+            "product": price["product"],
+        }
+
+    def _list_lines(self, path: str, invoice_id: str, parameters: dict[str, Any]) -> Answer:
+        """The items of an invoice as its lines, oldest first."""
+        if self._store.get("invoice", invoice_id) is None:
+            raise missing_object("invoice", invoice_id, param="invoice", in_path=True)
+        lines = [_render_line(item) for item in self._store.invoice_items(invoice_id)]
+        after = parameters.get("starting_after")
+        if after is not None:
+            ids = [line["id"] for line in lines]
+            if after not in ids:
+                raise missing_object("line_item", after, param="starting_after")
+            lines = lines[ids.index(after) + 1 :]
+        return _success(_first_lines(path, lines, parameters.get("limit", 10)))
 
     def _list(self, path: str, kind: str, parameters: dict[str, Any]) -> Answer:
         after = parameters.get("starting_after")
@@ -204,6 +275,7 @@ class Api:
             "customer": self._create_customer,
             "invoice": self._create_invoice,
             "invoiceitem": self._create_invoice_item,
+            "product": self._create_product,
         }[kind]
         return _success(self._render(create(parameters, int(self._clock()))))
 
@@ -248,23 +320,23 @@ class Api:
 
     def _create_invoice_item(self, parameters: dict[str, Any], now: int) -> StoredObject:
         customer = self._require_customer(parameters["customer"])
-        amount, currency = parameters["amount"], parameters["currency"]
+        currency = parameters["currency"]
         invoice_id = parameters.get("invoice")
         if invoice_id is not None:
             self._check_invoice_takes_item(invoice_id, customer.id, currency)
-        body = {
-            "amount": amount,
-            "currency": currency,
-            "date": now,
-            "description": parameters.get("description"),
-            "discountable": parameters.get("discountable", amount >= 0),
-            "metadata": parameters.get("metadata", {}),
-            "period": parameters.get("period", {"start": now, "end": now}),
-            "quantity": 1,
-        }
+        body = _item_body(parameters, currency, now)
         item = StoredObject("invoiceitem", new_id("ii", 24), customer.id, invoice_id, None, now, body)
         self._store.insert(item)
         return item
+
+    def _create_product(self, parameters: dict[str, Any], now: int) -> StoredObject:
+        product_id = parameters.get("id", new_id("prod", 14))
+        if self._store.get("product", product_id) is not None:
+            raise ApiError(400, "Product already exists.", code="resource_already_exists", param="id")
+        body = {"name": parameters["name"], "metadata": parameters.get("metadata", {}), "active": True}
+        product = StoredObject("product", product_id, None, None, None, now, body)
+        self._store.insert(product)
+        return product
 
     def _require_customer(self, customer_id: str) -> StoredObject:
         customer = self._store.get("customer", customer_id)
@@ -290,7 +362,7 @@ class Api:
                 f"Invoice {invoice_id} is in {invoice.body['currency']}, the item in {currency}.",
                 param="currency",
             )
-        if len(self._store.invoice_amounts(invoice_id)) >= ITEMS_PER_INVOICE:
+        if len(self._store.invoice_items(invoice_id)) >= ITEMS_PER_INVOICE:
             raise ApiError(
                 400,
                 f"Invoice {invoice_id} already has {ITEMS_PER_INVOICE} items, the maximum.",
@@ -299,23 +371,27 @@ class Api:
 
     def _render(self, stored: StoredObject) -> dict[str, Any]:
         """The object as Stripe answers it."""
-        rendered: dict[str, Any] = {"id": stored.id, "object": stored.kind, "livemode": False, **stored.body}
+        rendered: dict[str, Any] = {"id": stored.id, "object": stored.kind, "livemode": False}
         if stored.kind == "invoiceitem":
-            pricing = {"type": "price_details", "unit_amount_decimal": str(stored.body["amount"])}
-            return rendered | {
-                "customer": stored.customer,
-                "invoice": stored.invoice,
-                "discounts": [],
-                "parent": None,
-                "pricing": pricing,
-                "proration": False,
-                "quantity_decimal": "1",
-                "tax_rates": [],
-            }
-        rendered["created"] = stored.created
-        if stored.kind == "customer":
+            # Stripe says that a line has the metadata it was added with, and nothing of the item behind it.
+            return (
+                rendered
+                | _render_item(stored.body)
+                | {
+                    "customer": stored.customer,
+                    "date": stored.created,
+                    "invoice": stored.invoice,
+                    "metadata": {} if stored.body.get("is_line") else stored.body["metadata"],
+                    "parent": None,
+                    "proration": False,
+                    "tax_rates": [],
+                }
+            )
+        rendered |= {**stored.body, "created": stored.created}
+        if stored.kind in ("customer", "product"):
             return rendered
-        total = sum(self._store.invoice_amounts(stored.id))
+        items = self._store.invoice_items(stored.id)
+        total = sum(item.body["amount"] for item in items)
         # A negative total is owed to nobody: Stripe credits it to the customer's balance when it finalises.
         due = max(total, 0)
         return rendered | {
@@ -329,6 +405,9 @@ class Api:
             "attempt_count": 0,
             "attempted": False,
             "discounts": [],
+            "lines": _first_lines(
+                f"/v1/invoices/{stored.id}/lines", [_render_line(item) for item in items], LINES_SHOWN
+            ),
             "number": None,
             "starting_balance": 0,
         }
@@ -347,7 +426,8 @@ def unrecognized(method: str, path: str) -> ApiError:
     return ApiError(
         404,
         f"Unrecognized request URL ({method}: {path}). The local Stripe server has /v1/account, "
-        "/v1/customers, /v1/invoices and /v1/invoiceitems, to create, retrieve and list, and what its README names.",
+        "/v1/customers, /v1/products, /v1/invoices and /v1/invoiceitems, to create, retrieve and list, "
+        "and what its README names.",
     )
 
 
@@ -358,6 +438,66 @@ def _not_editable(invoice: StoredObject) -> ApiError:
         code="invoice_not_editable",
         param="invoice",
     )
+
+
+def _item_body(parameters: dict[str, Any], currency: str, now: int) -> dict[str, Any]:
+    """What is kept of an invoice item: its amount, and how a price made it where there was one."""
+    amount = parameters["amount"]
+    return {
+        "amount": amount,
+        "currency": currency,
+        "description": parameters.get("description"),
+        "discountable": parameters.get("discountable", amount >= 0),
+        "metadata": parameters.get("metadata", {}),
+        "period": parameters.get("period", {"start": now, "end": now}),
+        "quantity_decimal": parameters.get("quantity_decimal", "1"),
+        "unit_amount_decimal": parameters.get("unit_amount_decimal", str(amount)),
+        "product": parameters.get("product"),
+    }
+
+
+def _render_item(body: dict[str, Any]) -> dict[str, Any]:
+    """What an invoice item and the line that it becomes have in common."""
+    # State files from before prices have amounts alone.
+    quantity, product = body.get("quantity_decimal", "1"), body.get("product")
+    return {
+        "amount": body["amount"],
+        "currency": body["currency"],
+        "description": body["description"],
+        "discountable": body["discountable"],
+        "discounts": [],
+        "period": body["period"],
+        "pricing": {
+            "type": "price_details",
+            "price_details": None if product is None else {"product": product},
+            "unit_amount_decimal": body.get("unit_amount_decimal", str(body["amount"])),
+        },
+        "quantity": int(Decimal(quantity)),
+        "quantity_decimal": quantity,
+    }
+
+
+def _render_line(item: StoredObject) -> dict[str, Any]:
+    """The line of an invoice that an item on it is."""
+    details = {"invoice_item": item.id, "proration": False, "proration_details": None, "subscription": None}
+    return {
+        "id": f"il_{item.id.removeprefix('ii_')}",
+        "object": "line_item",
+        "livemode": False,
+        **_render_item(item.body),
+        "invoice": item.invoice,
+        "metadata": item.body["metadata"],
+        "parent": {
+            "type": "invoice_item_details",
+            "invoice_item_details": details,
+            "subscription_item_details": None,
+        },
+        "taxes": [],
+    }
+
+
+def _first_lines(url: str, lines: list[dict[str, Any]], limit: int) -> dict[str, Any]:
+    return {"object": "list", "url": url, "has_more": len(lines) > limit, "data": lines[:limit]}
 
 
 def _check_collection(parameters: dict[str, Any]) -> None:

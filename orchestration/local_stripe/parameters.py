@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, TypeAlias
 
 from stripe import RequestOptions
@@ -17,13 +18,20 @@ from stripe.params import (
     CustomerCreateParams,
     CustomerListParams,
     CustomerRetrieveParams,
+    InvoiceAddLinesParams,
+    InvoiceAddLinesParamsLine,
+    InvoiceAddLinesParamsLinePriceData,
     InvoiceCreateParams,
     InvoiceFinalizeInvoiceParams,
     InvoiceItemCreateParams,
     InvoiceItemListParams,
     InvoiceItemRetrieveParams,
+    InvoiceLineItemListParams,
     InvoiceListParams,
     InvoiceRetrieveParams,
+    ProductCreateParams,
+    ProductListParams,
+    ProductRetrieveParams,
 )
 
 from .errors import ApiError
@@ -33,6 +41,8 @@ Reader: TypeAlias = Callable[[str, FormValue], Any]
 
 KEY = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+# Stripe API reference, "Bulk add invoice line items": non-negative, "at most 12 decimal places".
+DECIMAL = re.compile(r"[0-9]{1,18}(\.[0-9]{1,12})?")
 CURRENCY = re.compile(r"[a-z]{3}")
 
 # Stripe API reference, "Metadata".
@@ -88,6 +98,14 @@ def read_integer(name: str, value: FormValue) -> int:
     if INTEGER.fullmatch(text) is None:
         raise ApiError(400, f"Invalid integer: {text}", code="parameter_invalid_integer", param=name)
     return int(text)
+
+
+def read_decimal(name: str, value: FormValue) -> Decimal:
+    """A decimal number, not negative, of at most 18 digits before the point and 12 after it."""
+    text = read_string(name, value)
+    if DECIMAL.fullmatch(text) is None:
+        raise ApiError(400, f"Invalid decimal: {text}", code="parameter_invalid_decimal", param=name)
+    return Decimal(text)
 
 
 def read_boolean(name: str, value: FormValue) -> bool:
@@ -217,22 +235,73 @@ class ParameterSet:
             ApiError: 400 with Stripe's code for an unknown, missing or malformed parameter, and a plain
                 message for a parameter that Stripe knows and this server does not act on.
         """
-        values = nest(pairs)
+        return self.read_group(nest(pairs))
+
+    def read_group(self, values: Mapping[str, FormValue], within: str = "") -> dict[str, Any]:
+        """The same for the members of a group; `within` is its name in bracket notation."""
         known = self.typed.__annotations__.keys() - RequestOptions.__annotations__.keys()
+        named = {name: f"{within}[{name}]" if within else name for name in (*values, *self.required)}
         for name in values:
             if name not in known:
-                raise unknown_parameter(name)
+                raise unknown_parameter(named[name])
             if name not in self.readers:
                 raise ApiError(
                     400,
-                    f"The local Stripe server does not support the parameter '{name}', which Stripe has. "
+                    f"The local Stripe server does not support the parameter '{named[name]}', which Stripe has. "
                     "Leave it out, or use a Stripe test key.",
-                    param=name,
+                    param=named[name],
                 )
         for name in self.required:
             if name not in values:
-                raise missing_parameter(name)
-        return {name: self.readers[name](name, value) for name, value in values.items()}
+                raise missing_parameter(named[name])
+        return {name: self.readers[name](named[name], value) for name, value in values.items()}
+
+
+LINE_PRICE = ParameterSet(
+    InvoiceAddLinesParamsLinePriceData,
+    {"currency": read_currency, "product": read_string, "unit_amount_decimal": read_decimal},
+    required=("currency", "product", "unit_amount_decimal"),
+)
+
+
+def read_line_price(name: str, value: FormValue) -> dict[str, Any]:
+    """Currency, product and unit amount in minor units; of what Stripe has there, nothing else."""
+    if not isinstance(value, dict):
+        raise ApiError(400, f"Invalid {name}: must be a group of values", param=name)
+    return LINE_PRICE.read_group(value, name)
+
+
+LINE = ParameterSet(
+    InvoiceAddLinesParamsLine,
+    {
+        "amount": read_integer,
+        "description": read_string,
+        "discountable": read_boolean,
+        "metadata": read_metadata,
+        "period": read_period,
+        "price_data": read_line_price,
+        "quantity_decimal": read_decimal,
+    },
+)
+
+
+def read_lines(name: str, value: FormValue) -> list[dict[str, Any]]:
+    """Lines in the order of their indices, each with an amount or with a price; a quantity goes with a price."""
+    if not isinstance(value, dict):
+        raise ApiError(400, f"Invalid {name}: must be a group of values", param=name)
+    lines = []
+    for index in sorted(value, key=int if all(index.isdecimal() for index in value) else str):
+        where, members = f"{name}[{index}]", value[index]
+        if not isinstance(members, dict):
+            raise ApiError(400, f"Invalid {where}: must be a group of values", param=where)
+        line = LINE.read_group(members, where)
+        if ("amount" in line) is ("price_data" in line):
+            raise ApiError(400, f"{where} needs one of amount and price_data.", param=f"{where}[amount]")
+        if "quantity_decimal" in line and "price_data" not in line:
+            quantity = f"{where}[quantity_decimal]"
+            raise ApiError(400, f"{quantity} goes with {where}[price_data].", param=quantity)
+        lines.append(line)
+    return lines
 
 
 PAGE: dict[str, Reader] = {"limit": read_limit, "starting_after": read_string, "created": read_created}
@@ -242,7 +311,10 @@ RETRIEVE = {
     "customer": ParameterSet(CustomerRetrieveParams),
     "invoice": ParameterSet(InvoiceRetrieveParams),
     "invoiceitem": ParameterSet(InvoiceItemRetrieveParams),
+    "product": ParameterSet(ProductRetrieveParams),
 }
+ADD_LINES = ParameterSet(InvoiceAddLinesParams, {"lines": read_lines}, required=("lines",))
+LIST_LINES = ParameterSet(InvoiceLineItemListParams, {"limit": read_limit, "starting_after": read_string})
 FINALIZE_INVOICE = ParameterSet(InvoiceFinalizeInvoiceParams, {"auto_advance": read_boolean})
 LIST = {
     "customer": ParameterSet(CustomerListParams, PAGE),
@@ -254,6 +326,7 @@ LIST = {
         InvoiceItemListParams,
         {**PAGE, "customer": read_string, "invoice": read_string, "pending": read_boolean},
     ),
+    "product": ParameterSet(ProductListParams, PAGE),
 }
 CREATE = {
     "customer": ParameterSet(
@@ -294,5 +367,10 @@ CREATE = {
             "period": read_period,
         },
         required=("customer", "amount", "currency"),
+    ),
+    "product": ParameterSet(
+        ProductCreateParams,
+        {"id": read_string, "name": read_string, "metadata": read_metadata},
+        required=("name",),
     ),
 }

@@ -46,7 +46,7 @@ COMPARISONS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
 @dataclass(frozen=True)
 class StoredObject:
-    """A customer, invoice or invoice item: the columns to change or filter on, and the rest as `body`.
+    """A customer, product, invoice or invoice item: the columns to change or filter on, and the rest as `body`.
 
     `created` is in seconds since 1970 UTC. `customer`, `invoice`, `status` are None where the kind has none.
     """
@@ -193,10 +193,9 @@ class Store:
         rows = self._select(" and ".join(conditions), tuple(values), f"order by sequence desc limit {limit + 1:d}")
         return rows[:limit], len(rows) > limit
 
-    def invoice_amounts(self, invoice_id: str) -> list[int]:
-        """The amounts, in minor units, of the items attached to an invoice."""
-        rows = self._select("kind = 'invoiceitem' and invoice = ?", (invoice_id,), "order by sequence")
-        return [row.body["amount"] for row in rows]
+    def invoice_items(self, invoice_id: str) -> list[StoredObject]:
+        """The items attached to an invoice, oldest first."""
+        return self._select("kind = 'invoiceitem' and invoice = ?", (invoice_id,), "order by sequence")
 
     def pending_items(self, customer_id: str, currency: str) -> list[StoredObject]:
         """The customer's items in this currency that are on no invoice, oldest first."""

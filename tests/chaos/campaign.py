@@ -1,17 +1,19 @@
 """Runs the sync many times against faults drawn from a seed, and counts lines lost and doubled in Stripe.
 
 In process, for speed: the real SDK and the local Stripe's own endpoints, without a socket between them, and a DuckDB in
-memory. Each run has an outbox of its own. Faults happen around every call to Stripe and around every row of the log:
-an answer is lost before or after the effect, or the process dies there. Between two syncs pass no time, 25 hours or
+memory. Each run has an outbox of its own. Faults happen around every call to Stripe and around every transaction of the
+log: an answer is lost before or after the effect, or the process dies there. A call of several lines may be refused for
+one of them, or for one after others were added, though Stripe is not known to do that. Between two syncs pass no time, 25 hours or
 40 days of Stripe's clock, so that idempotency keys are forgotten. A second worker may sync everything in the middle of a
-call of the first. Runs end with syncs without faults; then every line must be in Stripe once, with its amount.
+call of the first: half of the time it takes over the lock, else it is refused. Runs end with syncs without faults; then every line must be in Stripe once, with its amount.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -23,9 +25,16 @@ import requests
 import stripe
 
 from orchestration.lib.project import PROJECT_DIR
+from orchestration.lib.stripe_lock import SyncLockError, hold_sync_lock
 from orchestration.lib.stripe_sync import ITEMS_PER_INVOICE, InvoiceSettings, SyncReport, sync_invoice_items
 from orchestration.lib.stripe_target import StripeTarget
-from orchestration.lib.warehouse import DuckDBWarehouse, Warehouse, raw_and_ops_table_statements
+from orchestration.lib.warehouse import (
+    DuckDBWarehouse,
+    Parameters,
+    Result,
+    Warehouse,
+    raw_and_ops_table_statements,
+)
 from orchestration.local_stripe.api import Answer, Api
 from orchestration.local_stripe.control import Control, key_in_use, rate_limited, server_failed
 from orchestration.local_stripe.errors import ApiError
@@ -45,10 +54,12 @@ CALL_FAULTS = {
     "429": 2,
     "429 for longer than is waited": 1,
     "refused": 1,
+    "refused, naming a line": 1,
+    "refused after a part of it": 1,
     "another worker syncs before the effect": 1,
     "another worker syncs after the effect": 1,
 }
-LOG_FAULTS = {"none": 94, "killed before the row is durable": 3, "killed after the row is durable": 3}
+LOG_FAULTS = {"none": 94, "killed before the rows are durable": 3, "killed after the rows are durable": 3}
 PAUSES = {0.0: 4, 25 * 3600.0: 2, 40 * 86400.0: 1}
 MOST_FAULTY_SYNCS = 8
 MOST_QUIET_SYNCS = 4
@@ -64,6 +75,7 @@ class Tally:
 
     runs: int = 0
     syncs: int = 0
+    refused_by_lock: int = 0
     calls: int = 0
     lines: int = 0
     faults: Counter[str] = field(default_factory=Counter)
@@ -82,6 +94,7 @@ class Tally:
     def describe(self) -> str:
         lines = [
             f"{self.runs:,} runs, {self.syncs:,} syncs, {self.calls:,} calls to Stripe, {self.lines:,} ledger lines",
+            f"{self.refused_by_lock:,} syncs refused or stopped because another held the lock",
             f"{sum(self.faults.values()):,} faults injected:",
             *(f"  {count:>9,}  {name}" for name, count in sorted(self.faults.items())),
             f"lost {self.lost}, doubled {self.doubled}, wrong amount {self.wrong_amount}, "
@@ -133,12 +146,16 @@ class FaultyStripe(stripe.HTTPClient):
             raise key_in_use(path)
         if fault.startswith("429"):
             raise rate_limited("global-rate", 600 if "longer" in fault else 1)
-        if fault == "refused":
-            raise ApiError(402, "refused by the campaign", code="refused")
+        pairs = parse_qsl(form, keep_blank_values=True)
+        if fault == "refused after a part of it" and path.endswith("/add_lines"):
+            first = [(name, value) for name, value in pairs if name.startswith("lines[0]")]
+            api.post(path, first, None, "req_chaos")
+        if fault.startswith("refused"):
+            param = "lines[1][amount]" if "naming" in fault else None
+            raise ApiError(402, "refused by the campaign", code="refused", param=param)
         if method == "get":
             answer = api.get(path, parse_qsl(urlsplit(url).query, keep_blank_values=True))
         else:
-            pairs = parse_qsl(form, keep_blank_values=True)
             answer = api.post(
                 path, pairs, headers["Idempotency-Key"], "req_chaos", fails_afterwards=fault.endswith("stored")
             )
@@ -151,18 +168,30 @@ class FaultyStripe(stripe.HTTPClient):
 
 
 class FaultyWarehouse(DuckDBWarehouse):
-    """The warehouse of one process, which may die just before or after a row of the log is durable."""
+    """The warehouse of one process of several, which may die just before or after rows are durable."""
+
+    is_of_one_process = False
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, run: Run) -> None:
         super().__init__(connection)
         self._run = run
+        self.is_dead = False
 
-    def append(self, table: str, row: Mapping[str, object]) -> None:
-        fault = self._run.draw(LOG_FAULTS)
-        if fault == "killed before the row is durable":
+    def execute(self, sql: str, parameters: Parameters = ()) -> Result:
+        if self.is_dead:
             raise Killed
-        super().append(table, row)
-        if fault == "killed after the row is durable":
+        return super().execute(sql, parameters)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        if self.is_dead:
+            raise Killed
+        fault = self._run.draw(LOG_FAULTS)
+        with super().transaction():
+            yield
+            if fault == "killed before the rows are durable":
+                raise Killed
+        if fault == "killed after the rows are durable":
             raise Killed
 
 
@@ -215,22 +244,33 @@ class Run:
         return self.draw(weights)
 
     def other_worker(self) -> None:
-        """A whole sync by another process, which may itself die."""
-        self._sync(finalizes=False)
+        """A whole sync by another process, which may itself die; it takes over from one that is alive, or says so."""
+        self._sync(finalizes=False, take_over=self._random.random() < 0.5)
 
-    def _sync(self, finalizes: bool) -> SyncReport | None:
+    def _sync(self, finalizes: bool, take_over: bool = True) -> SyncReport | None:
+        """A sync by a process of its own. Those before it are dead, so it may take over."""
         self._tally.syncs += 1
         self._depth += 1
+        warehouse = FaultyWarehouse(self._connection.cursor(), self)
         try:
-            return sync_invoice_items(
-                FaultyWarehouse(self._connection.cursor(), self),
-                self._target,
-                billing_period=None,
-                progress=lambda _: None,
-                settings=InvoiceSettings(finalizes=finalizes),
-                sleep=lambda _: None,
-            )
+            with hold_sync_lock(warehouse, self._target.log_account, take_over=take_over) as lock:
+                try:
+                    return sync_invoice_items(
+                        warehouse,
+                        self._target,
+                        billing_period=None,
+                        progress=lambda _: None,
+                        settings=InvoiceSettings(finalizes=finalizes),
+                        sleep=lambda _: None,
+                        lock=lock,
+                    )
+                except Killed:
+                    warehouse.is_dead = True
+                    raise
         except Killed:
+            return None
+        except SyncLockError:
+            self._tally.refused_by_lock += 1
             return None
         finally:
             self._depth -= 1

@@ -17,7 +17,7 @@ import pytest
 from orchestration.lib.project import PROJECT_DIR, Settings
 from orchestration.lib.stripe_sync import sync_invoice_items
 from orchestration.lib.stripe_target import StripeTarget, stripe_client
-from orchestration.lib.warehouse import connect
+from orchestration.lib.warehouse import append_rows, connect
 from orchestration.local_stripe import Fault, LocalStripeServer
 from orchestration.local_stripe.control import FaultKind
 from tests.chaos.campaign import CALL_FAULTS, LOG_FAULTS, create_outbox, run_campaign
@@ -42,7 +42,7 @@ except WarehouseError as error:
 
 
 def test_no_line_is_lost_or_doubled_in_a_sample_of_the_campaign() -> None:
-    tally = run_campaign(runs=60, seed=20)
+    tally = run_campaign(runs=60, seed=5)
     assert tally.is_clean, tally.describe()
     assert tally.lines > 200
     assert set(tally.faults) == (CALL_FAULTS.keys() | LOG_FAULTS.keys()) - {"none"}
@@ -54,9 +54,10 @@ def settings(tmp_path: Path) -> Settings:
     settings = Settings(tmp_path / "metering.duckdb", "ci")
     with connect(settings) as warehouse:
         create_outbox(warehouse)
-        for number in range(3):
-            warehouse.append(
-                "marts.stripe_invoice_items",
+        append_rows(
+            warehouse,
+            "marts.stripe_invoice_items",
+            [
                 {
                     "line_id": f"l{number}",
                     "invoice_id": "inv_1",
@@ -67,8 +68,10 @@ def settings(tmp_path: Path) -> Settings:
                     "service_period_end_at": datetime(2026, 11, 1),
                     "currency": "USD",
                     "amount_minor": 100 + number,
-                },
-            )
+                }
+                for number in range(3)
+            ],
+        )
     return settings
 
 
@@ -93,8 +96,8 @@ def start_sync(settings: Settings, server: LocalStripeServer) -> subprocess.Pope
     [
         ("hang_after", "/v1/customers", 0),
         ("hang_after", "/v1/invoices", 0),
-        ("hang_before", "/v1/invoiceitems", 1),
-        ("hang_after", "/v1/invoiceitems", 1),
+        ("hang_before", "/v1/invoices/", 0),
+        ("hang_after", "/v1/invoices/", 0),
     ],
 )
 def test_a_process_killed_between_intent_and_outcome_is_made_good_a_day_later(
@@ -119,7 +122,7 @@ def test_a_process_killed_between_intent_and_outcome_is_made_good_a_day_later(
     with connect(settings) as warehouse:
         report = sync_invoice_items(warehouse, target, billing_period=None, progress=lambda _: None)
     assert report.is_clean
-    items = client.v1.invoice_items.list({"limit": 100}).data
-    assert Counter(item.metadata["metering_line_id"] for item in items if item.metadata) == {"l0": 1, "l1": 1, "l2": 1}
-    assert sum(item.amount for item in items) == 303
-    assert len(client.v1.invoices.list().data) == len(client.v1.customers.list().data) == 1
+    (invoice,) = client.v1.invoices.list().data
+    assert Counter(line.metadata["metering_line_id"] for line in invoice.lines.data) == {"l0": 1, "l1": 1, "l2": 1}
+    assert invoice.total == 303
+    assert len(client.v1.customers.list().data) == 1

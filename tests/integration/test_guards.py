@@ -13,6 +13,7 @@ from orchestration.lib.demo_events import DemoData, write_demo_data
 from orchestration.lib.guards import GuardBreach, run_guards
 from orchestration.lib.landing import land_independent_totals
 from orchestration.lib.project import MeteringError, run_dbt
+from orchestration.lib.stripe_sync import item_id_of, list_lines
 from orchestration.lib.stripe_target import open_stripe_target
 from orchestration.lib.sync import guarded_sync
 from orchestration.lib.warehouse import connect
@@ -145,17 +146,15 @@ def test_breach_blocks_until_it_is_mended_or_accepted(
 def tamper_with(warehouse: Warehouse, invoice_id: str) -> dict[str, str]:
     """Delete the smallest item of an invoice, double the largest, and add one that the ledger does not know."""
     with open_stripe_target({}, warehouse.settings.stripe_state) as target:
-        items = [
-            item
-            for item in target.client.v1.invoice_items.list({"limit": 100}).auto_paging_iter()
-            if item.metadata is not None and item.metadata["metering_invoice_id"] == invoice_id
+        (invoice,) = [
+            invoice
+            for invoice in target.client.v1.invoices.list({"limit": 100}).auto_paging_iter()
+            if invoice.metadata is not None and invoice.metadata["metering_invoice_id"] == invoice_id
         ]
-        items.sort(key=lambda item: item.amount)
-        missing, doubled = items[0], items[-1]
-        assert missing.metadata is not None
-        assert doubled.metadata is not None
-        target.client.v1.invoice_items.delete(missing.id)
-        placed = {"customer": str(doubled.customer), "invoice": str(doubled.invoice), "currency": doubled.currency}
+        lines = sorted(list_lines(target.client, invoice.id), key=lambda line: line.amount)
+        missing, doubled = lines[0], lines[-1]
+        target.client.v1.invoice_items.delete(item_id_of(missing))
+        placed = {"customer": str(invoice.customer), "invoice": invoice.id, "currency": invoice.currency}
         target.client.v1.invoice_items.create(
             {**placed, "amount": doubled.amount, "metadata": doubled.metadata.to_dict()}  # type: ignore[typeddict-item]
         )

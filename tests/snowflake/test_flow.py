@@ -29,8 +29,10 @@ from orchestration.lib.price_book import price_book_hash, record_price_book, res
 from orchestration.lib.project import PROJECT_DIR, MeteringError, Settings, read_settings
 from orchestration.lib.scenario import list_prefixes
 from orchestration.lib.snowflake_warehouse import SnowflakeWarehouse, open_snowflake, with_question_marks
+from orchestration.lib.stripe_lock import SyncLock, SyncLockError, hold_sync_lock
+from orchestration.lib.stripe_sync import read_back_invoices
 from orchestration.lib.stripe_target import open_stripe_target
-from orchestration.lib.warehouse import MissingObjectError, Result, Warehouse, WarehouseError, connect
+from orchestration.lib.warehouse import MissingObjectError, Result, Warehouse, WarehouseError, append_rows, connect
 from tests.integration.conftest import llm_request
 from tests.snowflake.standin import Standin
 
@@ -310,10 +312,9 @@ class Side:
             yield warehouse
 
     def lines_in_stripe(self) -> list[str]:
-        """The line id of every invoice item in the local Stripe server."""
+        """The line id of every line of an invoice in the local Stripe server."""
         with self.environment() as settings, open_stripe_target({}, settings.stripe_state) as target:
-            items = target.client.v1.invoice_items.list({"limit": 100}).auto_paging_iter()
-            return sorted(item.metadata["metering_line_id"] for item in items if item.metadata)
+            return sorted(line_id for invoice in read_back_invoices(target) for line_id in invoice.line_ids)
 
 
 def without_sql(text: str) -> str:
@@ -437,7 +438,10 @@ def test_from_files_to_draft_invoices_as_on_duckdb(
         f"select * exclude (closed_at) from '{tmp_path}/state/metering.ledger/2026-09.1.parquet' order by line_id"
     )
     assert duckdb.sql(exported).fetchall() == ledger(snowflake)
-    assert crash_after(snowflake, 5, "sync", "--period", "2026-09") == [1, 1, 1, 1, 1]
+    *intents, of_lines = crash_after(snowflake, 5, "sync", "--period", "2026-09")
+    assert len(intents) == 4
+    assert all(intents)
+    assert of_lines > 1
     crashed = sync_log(snowflake)
     with snowflake.session() as warehouse:
         steps = dict(warehouse.execute("select step, count(*) from ops.stripe_sync_log group by step").rows)
@@ -445,8 +449,8 @@ def test_from_files_to_draft_invoices_as_on_duckdb(
             "select line_id from marts.stripe_invoice_items "
             "where hold_reason is null and billing_period = '2026-09' order by line_id"
         ).rows
-    assert steps == {"intent": 5, "confirmed": 4}
-    assert ", 1 found in Stripe, " in snowflake.succeed("sync", "--period", "2026-09")
+    assert steps == {"intent": sum(intents) + of_lines, "confirmed": sum(intents)}
+    assert f", {of_lines} found in Stripe, " in snowflake.succeed("sync", "--period", "2026-09")
     assert snowflake.lines_in_stripe() == [line_id for (line_id,) in to_send] != []
     synced = sync_log(snowflake)
     assert synced > crashed
@@ -559,10 +563,33 @@ def test_a_row_of_the_sync_log_is_durable_when_the_call_returns(
         "http_status": None,
         "amount_minor": -(2**62),
     }
-    warehouse.append("ops.stripe_sync_log", row)
+    append_rows(warehouse, "ops.stripe_sync_log", [row])
     with connect(landing_settings) as another:
         found = another.execute("select * from ops.stripe_sync_log").records()
     assert found == [dict.fromkeys(found[0], None) | row]
+
+
+def test_of_two_syncs_at_once_one_works_and_the_other_says_so(landing_settings: Settings, warehouse: Warehouse) -> None:
+    account = "acct_local"
+    with connect(landing_settings) as another:
+        with hold_sync_lock(warehouse, account) as lock:
+            with pytest.raises(SyncLockError, match="is at work"), hold_sync_lock(another, account, process_id="b"):
+                pass
+            with warehouse.transaction():
+                lock.renew()
+        # What a dead process has left is free after an hour, or taken over; the first finds out before its next call.
+        left = SyncLock(warehouse, account, process_id="dead")
+        left.take(take_over=False)
+        with (
+            hold_sync_lock(another, account, take_over=True),
+            pytest.raises(SyncLockError, match="has taken over"),
+            warehouse.transaction(),
+        ):
+            left.renew()
+        left.take(take_over=False)
+        another.execute("update ops.stripe_sync_lock set renewed_at = '2026-01-01' where stripe_account = ?", [account])
+        with hold_sync_lock(another, account):
+            pass
 
 
 def test_a_role_that_sees_a_part_is_no_new_database(warehouse: Warehouse) -> None:

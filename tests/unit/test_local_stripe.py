@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -637,3 +638,132 @@ def set_invoice_status(state: Path, invoice_id: str, status: str) -> None:
     """Any status, also those that nothing in the server leads to."""
     with sqlite3.connect(state) as connection:
         connection.execute("update objects set status = ? where id = ?", (status, invoice_id))
+
+
+# Lines added in one call
+
+
+def add_lines(server: LocalStripeServer, invoice_id: str, form: dict[str, str]) -> requests.Response:
+    return call(server, "POST", f"/v1/invoices/{invoice_id}/add_lines", form)
+
+
+def test_lines_are_added_in_one_call(client: stripe.StripeClient) -> None:
+    _, invoice_id = new_invoice(client)
+    product = client.v1.products.create({"id": "prod_calls", "name": "Calls"})
+    answer = client.v1.invoices.add_lines(
+        invoice_id,
+        {
+            "lines": [
+                {"amount": -5, "description": "credit", "metadata": {"n": "0"}, "period": {"start": 1, "end": 2}},
+                {
+                    "metadata": {"n": "1"},
+                    "quantity_decimal": Decimal("2.5"),
+                    "price_data": {
+                        "currency": "usd",
+                        "product": product.id,
+                        "unit_amount_decimal": Decimal("0.4"),
+                    },
+                },
+                *({"amount": 1, "metadata": {"n": str(number)}} for number in range(2, 12)),
+            ]
+        },
+    )
+    assert (answer.id, answer.total, len(answer.lines.data), answer.lines.has_more) == (invoice_id, 6, 10, True)
+    listed = client.v1.invoices.line_items.list(invoice_id, {"limit": 5})
+    lines = list(listed.auto_paging_iter())
+    assert [line.metadata["n"] for line in lines] == [str(number) for number in range(12)]
+    credit, usage = lines[:2]
+    assert (credit.amount, credit.description, credit.period.start, credit.period.end) == (-5, "credit", 1, 2)
+    assert usage.pricing is not None
+    assert (usage.amount, usage.quantity_decimal, usage.pricing.unit_amount_decimal) == (
+        1,
+        Decimal("2.5"),
+        Decimal("0.4"),
+    )
+    # Stripe says that a line is backed by an invoice item, and not that the item has the line's metadata.
+    assert usage.parent is not None
+    assert usage.parent.invoice_item_details is not None
+    item = client.v1.invoice_items.retrieve(usage.parent.invoice_item_details.invoice_item)
+    assert item.metadata is not None
+    assert (item.amount, item.invoice, item.metadata.to_dict()) == (1, invoice_id, {})
+
+
+@pytest.mark.parametrize(
+    ("form", "param", "code"),
+    [
+        ({}, "lines", "parameter_missing"),
+        ({"lines": "1"}, "lines", None),
+        ({"lines[0]": "1"}, "lines[0]", None),
+        ({"lines[0][nope]": "1"}, "lines[0][nope]", "parameter_unknown"),
+        ({"lines[0][amount]": "1.5"}, "lines[0][amount]", "parameter_invalid_integer"),
+        ({"lines[0][description]": "no amount"}, "lines[0][amount]", None),
+        ({"lines[0][amount]": "1", "lines[0][quantity_decimal]": "2"}, "lines[0][quantity_decimal]", None),
+        ({"lines[0][tax_rates][0]": "txr_1", "lines[0][amount]": "1"}, "lines[0][tax_rates]", None),
+        ({"lines[0][price_data]": "1"}, "lines[0][price_data]", None),
+        ({"lines[0][price_data][currency]": "usd"}, "lines[0][price_data][product]", "parameter_missing"),
+        (
+            {"lines[0][price_data][currency]": "usd", "lines[0][price_data][unit_amount_decimal]": "-1"},
+            "lines[0][price_data][product]",
+            "parameter_missing",
+        ),
+        (
+            {
+                "lines[0][price_data][currency]": "usd",
+                "lines[0][price_data][product]": "prod_1",
+                "lines[0][price_data][unit_amount_decimal]": "0.1234567890123",
+            },
+            "lines[0][price_data][unit_amount_decimal]",
+            "parameter_invalid_decimal",
+        ),
+        (
+            {
+                "lines[0][price_data][currency]": "usd",
+                "lines[0][price_data][product]": "prod_unknown",
+                "lines[0][price_data][unit_amount_decimal]": "1",
+            },
+            "lines[0][price_data][product]",
+            "resource_missing",
+        ),
+        (
+            {
+                "lines[0][price_data][currency]": "eur",
+                "lines[0][price_data][product]": "prod_1",
+                "lines[0][price_data][unit_amount_decimal]": "1",
+            },
+            "lines[0][price_data][currency]",
+            None,
+        ),
+        ({f"lines[{number}][amount]": "1" for number in range(251)}, "lines", None),
+    ],
+)
+def test_lines_are_refused_together_and_the_fault_is_named(
+    server: LocalStripeServer, client: stripe.StripeClient, form: dict[str, str], param: str, code: str | None
+) -> None:
+    _, invoice_id = new_invoice(client)
+    client.v1.products.create({"id": "prod_1", "name": "Calls"})
+    response = add_lines(server, invoice_id, {"lines[1][amount]": "1"} | form if "lines[0][amount]" in form else form)
+    assert response.status_code == 400
+    assert (error_of(response).get("param"), error_of(response).get("code")) == (param, code)
+    assert client.v1.invoices.retrieve(invoice_id).total == 0
+
+
+def test_only_a_draft_that_is_there_takes_lines(server: LocalStripeServer, client: stripe.StripeClient) -> None:
+    _, invoice_id = new_invoice(client)
+    client.v1.invoices.finalize_invoice(invoice_id)
+    response = add_lines(server, invoice_id, {"lines[0][amount]": "1"})
+    assert (response.status_code, error_of(response)["code"]) == (400, "invoice_not_editable")
+    for response in (
+        add_lines(server, "in_unknown", {"lines[0][amount]": "1"}),
+        call(server, "GET", "/v1/invoices/in_unknown/lines"),
+    ):
+        assert (response.status_code, error_of(response)["code"]) == (404, "resource_missing")
+    response = call(server, "GET", f"/v1/invoices/{invoice_id}/lines?starting_after=il_unknown")
+    assert (response.status_code, error_of(response)["param"]) == (400, "starting_after")
+
+
+def test_the_id_of_a_product_is_taken_once(server: LocalStripeServer, client: stripe.StripeClient) -> None:
+    product = client.v1.products.create({"id": "prod_1", "name": "Calls", "metadata": {"a": "b"}})
+    assert client.v1.products.retrieve("prod_1").name == product.name == "Calls"
+    response = call(server, "POST", "/v1/products", {"id": "prod_1", "name": "Again"})
+    assert (response.status_code, error_of(response)["code"]) == (400, "resource_already_exists")
+    assert [found.id for found in client.v1.products.list().data] == ["prod_1"]

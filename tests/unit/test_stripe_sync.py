@@ -21,8 +21,10 @@ from orchestration.lib.stripe_sync import (
     InvoiceSettings,
     StripeSyncError,
     SyncReport,
+    batch_key,
     describe_plan,
-    idempotency_key,
+    item_id_of,
+    list_lines,
     plan_sync,
     read_back_invoices,
     read_invoice_settings,
@@ -93,6 +95,11 @@ class Warehouse:
                 request_id varchar, http_status integer, amount_minor bigint, currency varchar, customer_id varchar,
                 billing_period varchar, error_code varchar, error_body varchar
             );
+            create table ops.stripe_sync_lock (
+                stripe_account varchar, holder_id varchar, process_id varchar, holder varchar, taken_at timestamp,
+                renewed_at timestamp
+            );
+            insert into ops.stripe_sync_lock (stripe_account) values ('every account');
             """
         )
 
@@ -185,9 +192,10 @@ def count_objects(target: StripeTarget) -> tuple[int, int, int]:
     )
 
 
-def items_by_line(target: StripeTarget) -> dict[str, stripe.InvoiceItem]:
-    items = target.client.v1.invoice_items.list({"limit": 100}).auto_paging_iter()
-    return {item.metadata["metering_line_id"]: item for item in items if item.metadata is not None}
+def items_by_line(target: StripeTarget) -> dict[str, stripe.InvoiceLineItem]:
+    invoices = target.client.v1.invoices.list({"limit": 100}).auto_paging_iter()
+    lines = [line for invoice in invoices for line in list_lines(target.client, invoice.id)]
+    return {line.metadata["metering_line_id"]: line for line in lines}
 
 
 def forget_idempotency(state: Path) -> None:
@@ -294,7 +302,6 @@ def test_an_item_carries_its_line(warehouse: Warehouse, target: StripeTarget) ->
     assert item.period.end == int(datetime(2026, 10, 31, 23, 59, 59, tzinfo=UTC).timestamp())
     part = items_by_line(target)["l1"]
     assert part.period.end == int(datetime(2026, 10, 31, 23, 0, 0, tzinfo=UTC).timestamp())
-    assert item.metadata is not None
     assert item.metadata.to_dict() == {
         "metering_line_id": "l2",
         "metering_invoice_id": "inv_1",
@@ -360,7 +367,8 @@ def test_the_log_has_an_intent_and_an_outcome_for_every_object(warehouse: Wareho
     intent, outcome = rows[-2:]
     assert intent["idempotency_key"] == outcome["idempotency_key"]
     assert (intent["stripe_object_id"], intent["http_status"]) == (None, None)
-    assert outcome["stripe_object_id"] == items_by_line(target)["l1"].id
+    assert outcome["stripe_object_id"] == item_id_of(items_by_line(target)["l1"])
+    assert target.client.v1.invoice_items.retrieve(outcome["stripe_object_id"]).amount == 1050
     assert outcome["http_status"] == 200
     assert outcome["request_id"].startswith("req_")
     assert [(row["amount_minor"], row["currency"]) for row in rows[-2:]] == [(1050, "USD")] * 2
@@ -387,7 +395,7 @@ def test_the_intent_is_committed_before_the_call(warehouse: Warehouse, server: L
     assert seen == [
         ("customers", ["intent"]),
         ("invoices", [*pair, "intent"]),
-        ("invoiceitems", [*pair, *pair, "intent"]),
+        ("add_lines", [*pair, *pair, "intent"]),
     ]
 
 
@@ -399,6 +407,7 @@ def test_large_invoices_report_progress_and_are_read_back_whole(warehouse: Wareh
     sync_invoice_items(warehouse.opened, target, billing_period=None, progress=messages.append)
     assert messages == [
         "invoice 1/2 customer_1 2026-10 USD: 205 lines",
+        "invoice inv_1: 100 of 205 lines",
         "invoice inv_1: 200 of 205 lines",
         "invoice 2/2 customer_2 2026-10 USD: 1 lines",
     ]
@@ -587,7 +596,7 @@ def test_a_plan_says_what_would_be_sent(warehouse: Warehouse, target: StripeTarg
     [
         ("/v1/customers", "", "customer", "customer_1"),
         ("/v1/invoices", "", "invoice", "inv_1"),
-        ("/v1/invoiceitems", "=l2", "invoice_item", "l2"),
+        ("/add_lines", "=l2", "invoice_item", "l2"),
     ],
 )
 def test_a_crash_after_stripe_created_the_object_does_not_double_it(
@@ -610,15 +619,15 @@ def test_a_crash_after_stripe_created_the_object_does_not_double_it(
         forget_idempotency(state)
     report = sync(warehouse, target)
     assert report.is_clean
-    assert report.confirmed_by_lookup == (1 if entity == "invoice_item" else 0)
-    assert report.created + report.confirmed_by_lookup + report.already_confirmed == 3
+    assert report.confirmed_by_lookup == (3 if entity == "invoice_item" else 0)
+    assert report.created + report.confirmed_by_lookup == 3
     assert count_objects(target) == (1, 1, 3)
     assert warehouse.steps(entity, entity_key) == ["intent", "confirmed"]
     assert sync(warehouse, target) == SyncReport(target.account_id, already_confirmed=3)
     assert count_objects(target) == (1, 1, 3)
 
 
-@pytest.mark.parametrize("path", ["/v1/customers", "/v1/invoices", "/v1/invoiceitems"])
+@pytest.mark.parametrize("path", ["/v1/customers", "/v1/invoices", "/add_lines"])
 def test_a_crash_before_the_call_sends_once(
     warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, path: str
 ) -> None:
@@ -633,15 +642,12 @@ def test_a_crash_before_the_call_sends_once(
 def test_a_lookup_finds_a_line_beyond_the_first_page(
     warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, state: Path
 ) -> None:
-    warehouse.add("l000", amount_minor=1)
+    for number in range(119):
+        warehouse.add(f"l{number:03}", amount_minor=1)
+    assert sync(warehouse, target).created == 119
+    warehouse.add("l999", amount_minor=1)
     with pytest.raises(Crash):
-        sync(warehouse, target_of(server, crash_after(posts("/v1/invoiceitems", "=l000"))))
-    # The line is the oldest item, so it is on the last page.
-    (invoice,) = target.client.v1.invoices.list().data
-    for _ in range(119):
-        target.client.v1.invoice_items.create(
-            {"customer": str(invoice.customer), "invoice": invoice.id, "amount": 1, "currency": "usd"}
-        )
+        sync(warehouse, target_of(server, crash_after(posts("/add_lines", "=l999"))))
     forget_idempotency(state)
     report = sync(warehouse, target)
     assert (report.confirmed_by_lookup, report.created) == (1, 0)
@@ -680,7 +686,7 @@ def test_a_line_of_unknown_outcome_that_changed_is_reported_and_sent_nowhere(
 ) -> None:
     warehouse.add("l1", amount_minor=100)
     with pytest.raises(Crash):
-        sync(warehouse, target_of(server, crash_after(posts("/v1/invoiceitems"))))
+        sync(warehouse, target_of(server, crash_after(posts("/add_lines"))))
     warehouse.set("l1", change)
     for _ in range(3):
         report = sync(warehouse, target)
@@ -699,7 +705,7 @@ def test_a_line_changed_between_crash_and_lookup_is_reported_with_both_amounts(
 ) -> None:
     warehouse.add("l1", amount_minor=100)
     with pytest.raises(Crash):
-        sync(warehouse, target_of(server, crash_after(posts("/v1/invoiceitems"))))
+        sync(warehouse, target_of(server, crash_after(posts("/add_lines"))))
     warehouse.set("l1", "amount_minor = 300")
     for confirmed_by_lookup in (1, 0):
         report = sync(warehouse, target)
@@ -714,7 +720,7 @@ def test_a_lost_connection_stops_the_run_and_the_next_resolves_it(
     warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, state: Path, committed: bool
 ) -> None:
     three_invoices(warehouse)
-    is_line = posts("/v1/invoiceitems", "=l2")
+    is_line = posts("/add_lines", "=l3")
 
     def fault(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
         if is_line(method, url, form):
@@ -724,12 +730,12 @@ def test_a_lost_connection_stops_the_run_and_the_next_resolves_it(
         return send()
 
     report = sync(warehouse, target_of(server, fault))
-    assert (report.created, report.unknown, report.failed, report.is_clean) == (1, 1, 0, False)
+    assert (report.created, report.unknown, report.failed, report.is_clean) == (2, 1, 0, False)
     assert len(report.problems) == 1
-    assert "l2" in report.problems[0]
+    assert "l3" in report.problems[0]
     assert "Run the sync again" in report.problems[0]
-    assert warehouse.steps("invoice_item", "l2") == ["intent"]
-    assert warehouse.steps("invoice", "inv_2") == []
+    assert warehouse.steps("invoice_item", "l3") == ["intent"]
+    assert warehouse.steps("invoice", "inv_3") == []
     forget_idempotency(state)
     report = sync(warehouse, target)
     assert report.is_clean
@@ -749,7 +755,7 @@ def test_a_server_error_is_retried_under_one_key_then_left_unknown(
 
     class Recording(FaultyHttp):
         def request(self, method: str, url: str, headers: Any, post_data: Any = None) -> Answer:  # type: ignore[override]
-            if url.endswith("/v1/invoiceitems") and method == "post":
+            if url.endswith("/add_lines"):
                 keys.append(headers["Idempotency-Key"])
             return super().request(method, url, headers, post_data)
 
@@ -757,11 +763,11 @@ def test_a_server_error_is_retried_under_one_key_then_left_unknown(
         SECRET,
         base_addresses={"api": server.url},
         max_network_retries=3,
-        http_client=Recording(answer_with(posts("/v1/invoiceitems"), 503)),
+        http_client=Recording(answer_with(posts("/add_lines"), 503)),
     )
     report = sync(warehouse, dataclasses.replace(target, client=client))
     assert (report.unknown, report.is_clean) == (1, False)
-    assert keys == [idempotency_key(target.account_id, "invoice_item", "l1", 0)] * 4
+    assert keys == [batch_key(target.account_id, read_outbox(warehouse.opened), [0])] * 4
     assert warehouse.steps("invoice_item", "l1") == ["intent"]
     assert sync(warehouse, target).created == 1
 
@@ -772,10 +778,10 @@ def test_a_conflict_or_server_error_leaves_the_line_open_and_stops(
 ) -> None:
     three_invoices(warehouse)
     body = '{"error": {"type": "api_error", "message": "try later"}}'
-    report = sync(warehouse, target_of(server, answer_with(posts("/v1/invoiceitems"), status, body)))
+    report = sync(warehouse, target_of(server, answer_with(posts("/add_lines"), status, body)))
     assert (report.unknown, report.failed, report.created) == (1, 0, 0)
-    assert warehouse.steps("invoice_item", "l1") == ["intent"]
-    assert warehouse.steps("invoice_item", "l2") == []
+    assert warehouse.steps("invoice_item", "l1") == warehouse.steps("invoice_item", "l2") == ["intent"]
+    assert warehouse.steps("invoice_item", "l3") == []
     assert sync(warehouse, target).created == 4
     assert count_objects(target) == (2, 3, 4)
 
@@ -785,7 +791,7 @@ def test_a_server_error_that_stripe_stored_is_resolved_by_another_key(
     warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, committed: bool
 ) -> None:
     warehouse.add("l1")
-    stored_under = idempotency_key(target.account_id, "invoice_item", "l1", 0)
+    stored_under = batch_key(target.account_id, read_outbox(warehouse.opened), [0])
     executed: list[str] = []
 
     class Storing(FaultyHttp):
@@ -823,10 +829,10 @@ def test_a_failed_lookup_stops_the_run_and_creates_nothing(
 ) -> None:
     warehouse.add("l1")
     with pytest.raises(Crash):
-        sync(warehouse, target_of(server, crash_after(posts("/v1/invoiceitems"))))
+        sync(warehouse, target_of(server, crash_after(posts("/add_lines"))))
 
     def fault(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
-        if method == "get" and "/v1/invoiceitems" in url:
+        if method == "get" and "/lines" in url:
             return b"{}", 500, {}
         return send()
 
@@ -850,13 +856,140 @@ def test_a_refused_line_stops_alone_and_is_sent_once_put_right(warehouse: Wareho
     assert "invoice_item l2" in problem
     assert "500 characters" in problem
     status, code, body = warehouse.connection.execute(
-        "select http_status, error_code, error_body from ops.stripe_sync_log where step = 'failed'"
-    ).fetchall()[0]
+        "select http_status, error_code, error_body from ops.stripe_sync_log where step = 'failed' and entity_key = 'l2'"
+    ).fetchall()[-1]
     assert (status, code) == (400, "invalid_request_error")
     assert "metering_charge_code" in body
     warehouse.set("l2", "charge_code = 'calls'")
     assert sync(warehouse, target) == SyncReport(target.account_id, created=1, already_confirmed=2)
-    assert warehouse.steps("invoice_item", "l2") == ["intent", "failed", "intent", "confirmed"]
+    # Once with the others, once alone, once put right.
+    assert warehouse.steps("invoice_item", "l2") == ["intent", "failed"] * 2 + ["intent", "confirmed"]
+
+
+def add_lines_calls(calls: list[int]) -> HttpFault:
+    """Notes how many lines each call has."""
+
+    def fault(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
+        if url.endswith("/add_lines"):
+            calls.append(form.count("metering_line_id"))
+        return send()
+
+    return fault
+
+
+def test_a_refused_call_is_taken_apart(warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget) -> None:
+    """By the line that Stripe names; where it names none, into halves."""
+    for number in range(8):
+        warehouse.add(f"l{number}", charge_code="x" * 501 if number == 5 else "calls")
+    calls: list[int] = []
+    report = sync(warehouse, target_of(server, add_lines_calls(calls)))
+    assert (calls, report.created, report.failed) == ([8, 7, 1], 7, 1)
+    for number in range(8):
+        warehouse.add(f"m{number}", invoice_id="inv_2")
+
+    def refuse(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
+        if posts("/add_lines", "=m5")(method, url, form):
+            calls.append(form.count("metering_line_id"))
+            return b'{"error": {"type": "card_error", "message": "no"}}', 402, {}
+        return add_lines_calls(calls)(method, url, form, send)
+
+    calls.clear()
+    report = sync(warehouse, target_of(server, refuse))
+    assert (calls, report.created, report.failed) == ([1, 8, 4, 4, 2, 1, 1, 2], 7, 2)
+    assert sorted(items_by_line(target)) == [f"{owner}{number}" for owner in "lm" for number in (0, 1, 2, 3, 4, 6, 7)]
+
+
+def test_lines_that_a_refused_call_has_added_all_the_same_are_not_sent_again(
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget
+) -> None:
+    """Stripe does not say that it adds all lines of a call or none."""
+    for line_id in ("l1", "l2", "l3"):
+        warehouse.add(line_id)
+    refused: list[str] = []
+
+    def add_one_and_refuse(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
+        if not url.endswith("/add_lines") or refused:
+            return send()
+        refused.append(url)
+        lines: Any = [{"amount": 100, "metadata": {"metering_line_id": "l2"}}]
+        target.client.v1.invoices.add_lines(url.split("/")[-2], {"lines": lines})
+        return b'{"error": {"type": "invalid_request_error", "message": "no"}}', 400, {}
+
+    report = sync(warehouse, target_of(server, add_one_and_refuse))
+    assert (report.created, report.confirmed_by_lookup, report.is_clean) == (2, 1, True)
+    assert count_objects(target)[2] == 3
+
+
+def test_an_invoice_that_takes_no_lines_refuses_them_in_one_call(
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, state: Path
+) -> None:
+    warehouse.add("l0")
+    sync(warehouse, target)
+    for line_id in ("l1", "l2", "l3"):
+        warehouse.add(line_id)
+    set_invoice_status(state, "open")
+    calls: list[int] = []
+    report = sync(warehouse, target_of(server, add_lines_calls(calls)))
+    assert (calls, report.failed, len(report.problems)) == ([3], 3, 1)
+    assert "a call of 3 lines from l1 on was refused" in report.problems[0]
+    assert "invoice_not_editable" in report.problems[0]
+
+
+def test_lines_of_a_call_without_an_outcome_go_together_again_under_its_key(
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget
+) -> None:
+    """Stripe may still be at it, so that a look shows nothing: then only the key keeps them from being doubled."""
+    warehouse.add("l2")
+    warehouse.add("l3")
+    with pytest.raises(Crash):
+        sync(warehouse, target_of(server, crash_after(posts("/add_lines"))))
+    warehouse.add("l1")
+
+    def stale(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
+        if method == "get" and "/lines" in url and not calls:
+            return b'{"object": "list", "data": [], "has_more": false, "url": "/v1/invoices/in/lines"}', 200, {}
+        return add_lines_calls(calls)(method, url, form, send)
+
+    calls: list[int] = []
+    report = sync(warehouse, target_of(server, stale))
+    assert (calls, report.created, report.is_clean) == ([1, 2], 3, True)
+    assert count_objects(target)[2] == 3
+
+
+def test_a_line_that_stripe_takes_and_does_not_show_has_no_known_outcome(
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget
+) -> None:
+    warehouse.add("l1")
+
+    def hide(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
+        body, status, headers = send()
+        if url.endswith("/add_lines"):
+            invoice = json.loads(body)
+            invoice["lines"]["data"] = []
+            body = json.dumps(invoice).encode()
+        return body, status, headers
+
+    report = sync(warehouse, target_of(server, hide))
+    assert (report.created, report.unknown, report.is_clean) == (0, 1, False)
+    assert "does not show every line" in report.problems[0]
+    assert sync(warehouse, target).confirmed_by_lookup == 1
+    assert count_objects(target)[2] == 1
+
+
+def test_an_amount_that_stripe_changes_is_reported(
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget
+) -> None:
+    warehouse.add("l1", amount_minor=100)
+
+    def change(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
+        body, status, headers = send()
+        if url.endswith("/add_lines"):
+            body = body.replace(b'"amount": 100', b'"amount": 99')
+        return body, status, headers
+
+    report = sync(warehouse, target_of(server, change))
+    assert (report.created, report.changed_after_sync) == (1, 1)
+    assert "99 USD in Stripe, now 100 USD" in report.problems[0]
 
 
 def test_a_refusal_that_stripe_stored_does_not_come_back_once_put_right(
@@ -894,12 +1027,12 @@ def test_an_idempotency_error_is_resolved_by_looking_again(
     """Stripe has the first try, a lookup does not show it yet, and the same key brings other parameters."""
     warehouse.add("l1", description="first")
     with pytest.raises(Crash):
-        sync(warehouse, target_of(server, crash_after(posts("/v1/invoiceitems"))))
+        sync(warehouse, target_of(server, crash_after(posts("/add_lines"))))
     warehouse.set("l1", "description = 'second'")
 
     def stale(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
-        if method == "get" and "/v1/invoiceitems" in url:
-            return b'{"object": "list", "data": [], "has_more": false, "url": "/v1/invoiceitems"}', 200, {}
+        if method == "get" and "/lines" in url:
+            return b'{"object": "list", "data": [], "has_more": false, "url": "/v1/invoices/in/lines"}', 200, {}
         return send()
 
     report = sync(warehouse, target_of(server, stale))
@@ -913,8 +1046,8 @@ def test_a_refused_key_ends_the_run(warehouse: Warehouse, server: LocalStripeSer
     three_invoices(warehouse)
     message = f"Invalid API Key provided: {SECRET}"
     body = json.dumps({"error": {"type": "invalid_request_error", "message": message}})
-    report = sync(warehouse, target_of(server, answer_with(posts("/v1/invoiceitems"), 401, body)))
-    assert (report.failed, report.created, report.is_clean) == (1, 0, False)
+    report = sync(warehouse, target_of(server, answer_with(posts("/add_lines"), 401, body)))
+    assert (report.failed, report.created, report.is_clean) == (2, 0, False)
     assert "STRIPE_API_KEY" in report.problems[0]
     assert warehouse.steps("invoice", "inv_2") == []
     assert SECRET not in str(report)
@@ -940,7 +1073,7 @@ def test_a_rate_limit_waits_as_long_as_stripe_asks(
     )
 
     def fault(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
-        refusal = next(refusals, None) if posts("/v1/invoiceitems")(method, url, form) else None
+        refusal = next(refusals, None) if posts("/add_lines")(method, url, form) else None
         return send() if refusal is None else refusal
 
     waits: list[float] = []
@@ -964,7 +1097,7 @@ def test_a_rate_limit_that_lasts_leaves_the_line_open(
     waits: list[float] = []
     report = sync_invoice_items(
         warehouse.opened,
-        target_of(server, answer_with(posts("/v1/invoiceitems"), 429, '{"error": {"message": "slow"}}')),
+        target_of(server, answer_with(posts("/add_lines"), 429, '{"error": {"message": "slow"}}')),
         billing_period=None,
         progress=lambda message: None,
         sleep=waits.append,
