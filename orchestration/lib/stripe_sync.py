@@ -17,9 +17,10 @@ import random
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import ceil
 from typing import Any, Literal, TypeVar, get_args
@@ -45,6 +46,9 @@ PART_KEY = "metering_invoice_part"
 
 # Stripe API reference, "Create an invoice item": "there is a maximum of 250 items per invoice".
 ITEMS_PER_INVOICE = 250
+
+# The hold reason that the sync itself gives.
+CUSTOMER_NOT_MAPPED = "customer_not_mapped"
 
 # Stripe names no limit for "Bulk add invoice line items" but that of the invoice. This is a page of a list: what a call
 # has added is read back by one more.
@@ -168,6 +172,8 @@ class InvoiceSettings:
         automatic_tax: METERING_STRIPE_AUTOMATIC_TAX=1 lets Stripe compute taxes.
         finalizes: METERING_STRIPE_FINALIZE=1 finalises an invoice once all its lines are on it; else it stays a draft.
         auto_advance: METERING_STRIPE_AUTO_ADVANCE=1 lets Stripe collect what has been finalised.
+        creates_customers: METERING_STRIPE_CREATE_CUSTOMERS=0 holds the lines of customers who are not mapped to one in
+            Stripe; else a customer is created for them.
     """
 
     collection_method: CollectionMethod = "charge_automatically"
@@ -175,6 +181,7 @@ class InvoiceSettings:
     automatic_tax: bool = False
     finalizes: bool = False
     auto_advance: bool = False
+    creates_customers: bool = True
 
 
 @dataclass(frozen=True)
@@ -204,6 +211,8 @@ class SyncPlan:
     already_confirmed: int
     held: int
     changes: tuple[ChangedLine, ...]
+    unmapped: Mapping[str, int]
+    """How many lines are held for each customer who is in no way known in Stripe, where none may be created."""
     complete: tuple[InvoiceGroup, ...]
     """Invoices that hold nothing back: once all these lines are in Stripe, they may be finalised."""
 
@@ -315,7 +324,9 @@ def _sync(
 ) -> SyncReport:
     lines = read_outbox(warehouse)
     log = read_log(warehouse, target.log_account)
-    plan = plan_sync(lines, log, billing_period)
+    plan = plan_sync(lines if settings.creates_customers else hold_unmapped(lines, log), log, billing_period)
+    for text in describe_unmapped(plan):
+        progress(text)
     report = SyncReport(
         target.log_account,
         already_confirmed=plan.already_confirmed,
@@ -356,9 +367,12 @@ def read_invoice_settings(environ: Mapping[str, str]) -> InvoiceSettings:
             "number of days with it, and none otherwise."
         )
     return InvoiceSettings(
-        method,
-        None if days is None else int(days),
-        *(environ.get(f"METERING_STRIPE_{name}") == "1" for name in ("AUTOMATIC_TAX", "FINALIZE", "AUTO_ADVANCE")),
+        collection_method=method,
+        days_until_due=None if days is None else int(days),
+        automatic_tax=environ.get("METERING_STRIPE_AUTOMATIC_TAX") == "1",
+        finalizes=environ.get("METERING_STRIPE_FINALIZE") == "1",
+        auto_advance=environ.get("METERING_STRIPE_AUTO_ADVANCE") == "1",
+        creates_customers=environ.get("METERING_STRIPE_CREATE_CUSTOMERS", "1") != "0",
     )
 
 
@@ -379,7 +393,16 @@ def describe_plan(plan: SyncPlan) -> str:
         f"would send {sum(len(group.lines) for group in plan.groups)} lines on {len(plan.groups)} invoices; "
         f"{plan.already_confirmed} there already, {plan.held} held, {blocked} blocked"
     )
-    return "\n".join([*text, *map(str, plan.changes)])
+    return "\n".join([*text, *describe_unmapped(plan), *map(str, plan.changes)])
+
+
+def describe_unmapped(plan: SyncPlan) -> list[str]:
+    """A sentence for each customer whose lines are held because nobody in Stripe is known for them."""
+    return [
+        f"customer {customer_id}: {count} lines held, because METERING_STRIPE_CREATE_CUSTOMERS=0 and customers.csv has "
+        "no stripe_customer_id for it"
+        for customer_id, count in plan.unmapped.items()
+    ]
 
 
 def read_outbox(warehouse: Warehouse) -> list[OutboxLine]:
@@ -435,6 +458,18 @@ def read_log(warehouse: Warehouse, stripe_account: str) -> Log:
         [stripe_account],
     )
     return {(row[0], row[1]): LogState(*row[2:]) for row in rows}
+
+
+def hold_unmapped(lines: Iterable[OutboxLine], log: Log) -> list[OutboxLine]:
+    """The outbox with the lines held whose customer is neither mapped to one in Stripe nor was created there before."""
+    return [
+        replace(line, hold_reason=CUSTOMER_NOT_MAPPED)
+        if line.hold_reason is None
+        and line.stripe_customer_id is None
+        and log.get(("customer", line.customer_id), NOTHING_LOGGED).confirmed_id is None
+        else line
+        for line in lines
+    ]
 
 
 def plan_sync(lines: Iterable[OutboxLine], log: Log, billing_period: str | None) -> SyncPlan:
@@ -499,6 +534,7 @@ def plan_sync(lines: Iterable[OutboxLine], log: Log, billing_period: str | None)
         already_confirmed,
         held,
         tuple(sorted(changes, key=lambda change: change.line_id)),
+        Counter(line.customer_id for line in in_period if line.hold_reason == CUSTOMER_NOT_MAPPED),
         group_by_invoice(complete, parts),
     )
 

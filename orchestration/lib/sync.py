@@ -11,6 +11,7 @@ from orchestration.lib.stripe_lock import hold_sync_lock
 from orchestration.lib.stripe_sync import (
     SyncPlan,
     SyncReport,
+    hold_unmapped,
     plan_sync,
     read_invoice_settings,
     read_log,
@@ -68,11 +69,13 @@ def plan_without_sending(settings: Settings, *, billing_period: str | None) -> S
         StripeTargetError: the Stripe settings in the environment cannot be used.
     """
     _check_period(billing_period)
+    creates_customers = read_invoice_settings(os.environ).creates_customers
     with connect(settings) as warehouse:
         require_successful_build(warehouse)
         require_marts(warehouse, "stripe_invoice_items")
         with open_stripe_target(os.environ, settings.stripe_state) as target:
-            return plan_sync(read_outbox(warehouse), read_log(warehouse, target.log_account), billing_period)
+            lines, log = read_outbox(warehouse), read_log(warehouse, target.log_account)
+            return plan_sync(lines if creates_customers else hold_unmapped(lines, log), log, billing_period)
 
 
 def _check_period(billing_period: str | None) -> None:

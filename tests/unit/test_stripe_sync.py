@@ -23,6 +23,7 @@ from orchestration.lib.stripe_sync import (
     SyncReport,
     batch_key,
     describe_plan,
+    hold_unmapped,
     item_id_of,
     list_lines,
     plan_sync,
@@ -573,6 +574,30 @@ def test_collection_and_tax_are_settings(warehouse: Warehouse, target: StripeTar
 def test_settings_that_cannot_be_are_refused(environ: dict[str, str]) -> None:
     with pytest.raises(StripeSyncError, match="METERING_STRIPE_"):
         read_invoice_settings(environ)
+
+
+def test_customers_may_be_held_instead_of_created(warehouse: Warehouse, target: StripeTarget) -> None:
+    warehouse.add("l1")
+    assert sync(warehouse, target).created == 1
+    mapped = target.client.v1.customers.create({"name": "Mapped"}).id
+    warehouse.add("l2")
+    warehouse.add("l3", customer_id="customer_2", invoice_id="inv_2", stripe_customer_id=mapped)
+    warehouse.add("l4", customer_id="customer_3", invoice_id="inv_3")
+    warehouse.add("l5", customer_id="customer_3", invoice_id="inv_3", hold_reason="metric_not_confirmed")
+    settings = read_invoice_settings({"METERING_STRIPE_CREATE_CUSTOMERS": "0"})
+    messages: list[str] = []
+    report = sync_invoice_items(
+        warehouse.opened, target, billing_period=None, progress=messages.append, settings=settings
+    )
+    # The customer that an earlier sync has created is known.
+    assert report == SyncReport(target.account_id, created=2, already_confirmed=1, held=2)
+    assert messages[0].startswith("customer customer_3: 1 lines held, because METERING_STRIPE_CREATE_CUSTOMERS=0")
+    log = read_log(warehouse.opened, target.log_account)
+    text = describe_plan(plan_sync(hold_unmapped(read_outbox(warehouse.opened), log), log, None))
+    assert "would send 0 lines on 0 invoices; 3 there already, 2 held, 0 blocked" in text
+    assert messages[0] in text
+    assert count_objects(target)[0] == 2
+    assert sync(warehouse, target).created == 1
 
 
 def test_a_plan_says_what_would_be_sent(warehouse: Warehouse, target: StripeTarget) -> None:
