@@ -22,11 +22,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from math import ceil
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import stripe
-from stripe.params import CustomerCreateParams, InvoiceAddLinesParamsLine, InvoiceCreateParams
+from stripe.params import CustomerCreateParams, InvoiceAddLinesParamsLine, InvoiceCreateParams, ProductCreateParams
 
 from orchestration.lib.project import MeteringError
 from orchestration.lib.stripe_lock import SyncLock, hold_sync_lock
@@ -34,15 +35,16 @@ from orchestration.lib.stripe_target import StripeTarget, redact_keys
 from orchestration.lib.warehouse import MissingObjectError, OpenTransactionError, Warehouse, append_rows
 
 T = TypeVar("T")
-Entity = Literal["customer", "invoice", "invoice_item", "finalization"]
+Entity = Literal["customer", "product", "invoice", "invoice_item", "finalization"]
 Step = Literal["intent", "confirmed", "failed"]
 CollectionMethod = Literal["charge_automatically", "send_invoice"]
-StripeObject = stripe.Customer | stripe.Invoice | stripe.InvoiceItem | stripe.InvoiceLineItem
+StripeObject = stripe.Customer | stripe.Product | stripe.Invoice | stripe.InvoiceItem | stripe.InvoiceLineItem
 
 CUSTOMER_KEY = "metering_customer_id"
 INVOICE_KEY = "metering_invoice_id"
 LINE_KEY = "metering_line_id"
 PART_KEY = "metering_invoice_part"
+METRIC_KEY = "metering_metric_code"
 
 # Stripe API reference, "Create an invoice item": "there is a maximum of 250 items per invoice".
 ITEMS_PER_INVOICE = 250
@@ -79,7 +81,8 @@ class OutboxLine:
 
     Times are naive UTC, the end exclusive. `amount_minor` counts the currency's minor units. `hold_reason` is
     None when the line may be sent; `stripe_customer_id` is None when the customer is not mapped to one in
-    Stripe.
+    Stripe. `quantity` times `unit_amount_minor` is the amount, to the last digit; both are None where no one price
+    made the line.
     """
 
     line_id: str
@@ -99,6 +102,17 @@ class OutboxLine:
     charge_code: str | None
     price_version: int | None
     hold_reason: str | None
+    quantity: Decimal | None = None
+    unit_amount_minor: Decimal | None = None
+
+    @property
+    def shown_price(self) -> tuple[Decimal, Decimal] | None:
+        """Quantity and unit price in minor units, where Stripe would make the same amount of them."""
+        if self.quantity is None or self.unit_amount_minor is None or self.metric_code is None:
+            return None
+        if self.quantity <= 0 or self.quantity * self.unit_amount_minor != self.amount_minor:
+            return None
+        return self.quantity, self.unit_amount_minor
 
 
 @dataclass(frozen=True)
@@ -172,6 +186,8 @@ class InvoiceSettings:
         automatic_tax: METERING_STRIPE_AUTOMATIC_TAX=1 lets Stripe compute taxes.
         finalizes: METERING_STRIPE_FINALIZE=1 finalises an invoice once all its lines are on it; else it stays a draft.
         auto_advance: METERING_STRIPE_AUTO_ADVANCE=1 lets Stripe collect what has been finalised.
+        shows_unit_prices: METERING_STRIPE_UNIT_PRICES=0 sends amounts alone; else quantity and unit price where they
+            multiply to the amount, on a product for each metric.
         creates_customers: METERING_STRIPE_CREATE_CUSTOMERS=0 holds the lines of customers who are not mapped to one in
             Stripe; else a customer is created for them.
     """
@@ -182,6 +198,7 @@ class InvoiceSettings:
     finalizes: bool = False
     auto_advance: bool = False
     creates_customers: bool = True
+    shows_unit_prices: bool = True
 
 
 @dataclass(frozen=True)
@@ -373,6 +390,7 @@ def read_invoice_settings(environ: Mapping[str, str]) -> InvoiceSettings:
         finalizes=environ.get("METERING_STRIPE_FINALIZE") == "1",
         auto_advance=environ.get("METERING_STRIPE_AUTO_ADVANCE") == "1",
         creates_customers=environ.get("METERING_STRIPE_CREATE_CUSTOMERS", "1") != "0",
+        shows_unit_prices=environ.get("METERING_STRIPE_UNIT_PRICES", "1") != "0",
     )
 
 
@@ -417,7 +435,7 @@ def read_outbox(warehouse: Warehouse) -> list[OutboxLine]:
         select
             line_id, invoice_id, run_id, customer_id, customer_name, stripe_customer_id, billing_period,
             service_period_start_at, service_period_end_at, currency, amount_minor, description,
-            subscription_id, metric_code, charge_code, price_version, hold_reason
+            subscription_id, metric_code, charge_code, price_version, hold_reason, quantity, unit_amount_minor
         from marts.stripe_invoice_items
         order by line_id
         """,
@@ -695,8 +713,22 @@ def invoice_parameters(
     return parameters
 
 
-def line_parameters(line: OutboxLine) -> InvoiceAddLinesParamsLine:
-    """What a line is on its invoice; a credit has a negative amount.
+def product_parameters(metric_code: str) -> ProductCreateParams:
+    """The product of a metric, under an id that a second one cannot have (Stripe API reference, "Create a product")."""
+    return {
+        "id": f"metering_{hashlib.sha256(metric_code.encode()).hexdigest()[:24]}",
+        "name": metric_code,
+        "metadata": {METRIC_KEY: metric_code},
+    }
+
+
+def plain_decimal(value: Decimal) -> Decimal:
+    """A decimal for the SDK, which would write a small one with an exponent; as text it goes out as it is."""
+    return cast("Decimal", f"{value.normalize():f}")
+
+
+def line_parameters(line: OutboxLine, product_id: str | None = None) -> InvoiceAddLinesParamsLine:
+    """What a line is on its invoice: an amount, negative for a credit, or quantity and unit price on a product.
 
     The outbox's period ends before its end, Stripe's includes it (Stripe API reference, "Invoice Items": the
     period's end "is inclusive"); so Stripe gets the last whole second that belongs to the period.
@@ -709,15 +741,25 @@ def line_parameters(line: OutboxLine) -> InvoiceAddLinesParamsLine:
         "metering_billing_period": line.billing_period,
         "metering_run_id": line.run_id,
         "metering_subscription_id": line.subscription_id,
-        "metering_metric_code": line.metric_code,
+        METRIC_KEY: line.metric_code,
         "metering_charge_code": line.charge_code,
         "metering_price_version": None if line.price_version is None else str(line.price_version),
     }
     parameters: InvoiceAddLinesParamsLine = {
-        "amount": line.amount_minor,
         "period": {"start": start, "end": end},
         "metadata": {name: value for name, value in metadata.items() if value is not None},
     }
+    price = line.shown_price
+    if product_id is not None and price is not None:
+        quantity, unit_amount = price
+        parameters["quantity_decimal"] = plain_decimal(quantity)
+        parameters["price_data"] = {
+            "currency": line.currency.lower(),
+            "product": product_id,
+            "unit_amount_decimal": plain_decimal(unit_amount),
+        }
+    else:
+        parameters["amount"] = line.amount_minor
     if line.description:
         parameters["description"] = line.description
     return parameters
@@ -816,6 +858,7 @@ class _Run:
         self._sleep = sleep
         self._attempt_id = str(uuid.uuid4())
         self._customers: dict[str, str | None] = {}
+        self._products: dict[str, str | None] = {}
 
     def send(self, groups: tuple[InvoiceGroup, ...]) -> bool:
         """Send the groups in order; refusals go into the report, and so does what ends the run early.
@@ -937,6 +980,7 @@ class _Run:
         """Add lines in one call; a refused call is taken apart. `refused` counts this run's refusals by line id."""
         failures = [self._state("invoice_item", line.line_id).failures + refused.get(line.line_id, 0) for line in batch]
         key = batch_key(self._target.log_account, batch, failures)
+        lines = [line_parameters(line, self._ensure_product(line)) for line in batch]
         name = f"invoice_item {batch[0].line_id}"
         if len(batch) > 1:
             name = f"invoice {group.invoice_id}: a call of {len(batch)} lines from {batch[0].line_id} on"
@@ -945,9 +989,7 @@ class _Run:
                 name,
                 [("invoice_item", line_columns(line)) for line in batch],
                 key,
-                lambda: self._services.invoices.add_lines(
-                    invoice_id, {"lines": [line_parameters(line) for line in batch]}, {"idempotency_key": key}
-                ),
+                lambda: self._services.invoices.add_lines(invoice_id, {"lines": lines}, {"idempotency_key": key}),
             )
         except _RefusedCallError as refusal:
             if len(batch) == 1 or not is_about_a_line(refusal.error):
@@ -1015,6 +1057,36 @@ class _Run:
             state,
             lambda key: self._services.customers.create(parameters, {"idempotency_key": key}),
         )
+
+    def _ensure_product(self, line: OutboxLine) -> str | None:
+        """The product of a line's metric in Stripe, made where it is missing; None where the amount is to be shown."""
+        if not self._settings.shows_unit_prices or line.metric_code is None or line.shown_price is None:
+            return None
+        if line.metric_code not in self._products:
+            try:
+                self._products[line.metric_code] = self._find_or_create_product(line.metric_code)
+            except _RefusedError as refused:
+                self._products[line.metric_code] = None
+                self._report.problems.append(f"lines of metric {line.metric_code} show their amount alone: {refused}")
+        return self._products[line.metric_code]
+
+    def _find_or_create_product(self, metric_code: str) -> str:
+        state = self._state("product", metric_code)
+        if state.confirmed_id is not None:
+            return state.confirmed_id
+        parameters = product_parameters(metric_code)
+        try:
+            return self._create(
+                "product",
+                metric_code,
+                state,
+                lambda key: self._services.products.create(parameters, {"idempotency_key": key}),
+            )
+        except _RefusedCallError as refused:
+            if refused.error.code != "resource_already_exists":
+                raise
+            self._append("product", metric_code, "confirmed", stripe_object_id=parameters["id"])
+            return parameters["id"]
 
     def _ensure_invoice(self, group: InvoiceGroup, stripe_customer_id: str) -> tuple[str, bool]:
         """The draft's id in Stripe, and whether this run created it, so that it can have no items yet."""

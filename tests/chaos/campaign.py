@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -285,6 +286,7 @@ class Run:
             lines = self._random.randint(1, 5)
             if self._random.random() < 0.005:
                 lines = ITEMS_PER_INVOICE + 3
+            is_priced = self._random.random() < 0.3
             rows += [
                 {
                     "line_id": f"line_{invoice}_{number:03}",
@@ -295,11 +297,16 @@ class Run:
                     "service_period_start_at": datetime(2026, 10, 1),
                     "service_period_end_at": datetime(2026, 11, 1),
                     "currency": currency,
-                    "amount_minor": self._random.choice([-1, 1, 1]) * self._random.randint(1, 10**7),
+                    "amount_minor": amount,
                     "description": "usage",
+                    "metric_code": "calls",
+                    # Shown where the amount is no credit.
+                    "quantity": abs(amount) * 4 if is_priced else None,
+                    "unit_amount_minor": Decimal("0.25") if is_priced else None,
                     "hold_reason": "metric_not_confirmed" if self._random.random() < 0.1 else None,
                 }
                 for number in range(lines)
+                for amount in [self._random.choice([-1, 1, 1]) * self._random.randint(1, 10**7)]
             ]
         self._connection.executemany(
             f"insert into marts.stripe_invoice_items ({', '.join(rows[0])}) values ({', '.join('?' for _ in rows[0])})",
@@ -361,7 +368,8 @@ def create_outbox(warehouse: Warehouse) -> None:
             line_id varchar, invoice_id varchar, run_id varchar, customer_id varchar, customer_name varchar,
             stripe_customer_id varchar, billing_period varchar, service_period_start_at timestamp,
             service_period_end_at timestamp, currency varchar, amount_minor bigint, description varchar,
-            subscription_id varchar, metric_code varchar, charge_code varchar, price_version integer, hold_reason varchar
+            subscription_id varchar, metric_code varchar, charge_code varchar, price_version integer, hold_reason varchar,
+            quantity decimal(38, 9), unit_amount_minor decimal(26, 12)
         )
         """
     )

@@ -328,12 +328,13 @@ def sync_log(side: Side) -> set[tuple[Any, ...]]:
 
 
 def crash_after(side: Side, calls: int, *arguments: str) -> list[int]:
-    """Run a command whose process dies when Stripe has answered the given number of creations.
+    """Run a command whose process dies when Stripe has answered the given number of calls that add lines.
 
     Returns:
-        For each creation, how many intents of it another session saw in the log before it was sent.
+        For each call that creates something, how many intents of it another session saw in the log before it was sent.
     """
     seen: list[int] = []
+    adding: list[str] = []
     send = stripe.RequestsClient.request
 
     with side.session() as observer, pytest.MonkeyPatch.context() as patch:
@@ -347,7 +348,8 @@ def crash_after(side: Side, calls: int, *arguments: str) -> list[int]:
             ).rows
             seen.append(intents)
             answer = send(self, method, url, headers, post_data)
-            if len(seen) == calls:
+            adding.extend([url] if url.endswith("/add_lines") else [])
+            if len(adding) == calls:
                 raise Crash
             return answer
 
@@ -438,8 +440,8 @@ def test_from_files_to_draft_invoices_as_on_duckdb(
         f"select * exclude (closed_at) from '{tmp_path}/state/metering.ledger/2026-09.1.parquet' order by line_id"
     )
     assert duckdb.sql(exported).fetchall() == ledger(snowflake)
-    *intents, of_lines = crash_after(snowflake, 5, "sync", "--period", "2026-09")
-    assert len(intents) == 4
+    *intents, of_lines = crash_after(snowflake, 2, "sync", "--period", "2026-09")
+    assert len(intents) >= 4
     assert all(intents)
     assert of_lines > 1
     crashed = sync_log(snowflake)

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class Warehouse:
                 stripe_customer_id varchar, billing_period varchar, service_period_start_at timestamp,
                 service_period_end_at timestamp, currency varchar, amount_minor bigint, description varchar,
                 subscription_id varchar, metric_code varchar, charge_code varchar, price_version integer,
-                hold_reason varchar
+                hold_reason varchar, quantity decimal(38, 9), unit_amount_minor decimal(26, 12)
             );
             create table ops.stripe_sync_log (
                 attempt_id varchar, logged_at timestamp, stripe_account varchar, entity varchar,
@@ -313,6 +314,59 @@ def test_an_item_carries_its_line(warehouse: Warehouse, target: StripeTarget) ->
         "metering_charge_code": "calls",
         "metering_price_version": "3",
     }
+
+
+def test_a_line_shows_quantity_and_unit_price_where_they_make_its_amount(
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget
+) -> None:
+    price = {"quantity": Decimal(4_000_000), "unit_amount_minor": Decimal("0.00000025"), "amount_minor": 1}
+    warehouse.add("l1", **price)
+    warehouse.add("l2", **price | {"amount_minor": 2})
+    warehouse.add("l3", quantity=Decimal("2.5"), unit_amount_minor=Decimal(40), amount_minor=100)
+    warehouse.add("l4", quantity=Decimal("-2.5"), unit_amount_minor=Decimal(40), amount_minor=-100)
+    forms: list[str] = []
+
+    def note(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
+        forms.append(form if url.endswith("/add_lines") else "")
+        return send()
+
+    assert sync(warehouse, target_of(server, note)) == SyncReport(target.account_id, created=4)
+    lines = {line_id: line for line_id, line in items_by_line(target).items() if line.pricing is not None}
+    assert {
+        line_id: (line.amount, line.quantity_decimal, line.pricing and line.pricing.unit_amount_decimal)
+        for line_id, line in lines.items()
+    } == {
+        "l1": (1, Decimal(4_000_000), Decimal("0.00000025")),
+        "l2": (2, Decimal(1), Decimal(2)),
+        "l3": (100, Decimal("2.5"), Decimal(40)),
+        "l4": (-100, Decimal(1), Decimal(-100)),
+    }
+    # The SDK itself would write 2.5E-7.
+    assert "[unit_amount_decimal]=0.00000025" in "".join(forms).replace("%5B", "[").replace("%5D", "]")
+    (product,) = target.client.v1.products.list().data
+    assert product.name == "api_calls"
+    assert warehouse.steps("product", "api_calls") == ["intent", "confirmed"]
+    # Another warehouse finds the product there, also when Stripe has forgotten how it was made.
+    server.control.advance(25 * 3600)
+    warehouse.connection.execute("delete from ops.stripe_sync_log where entity = 'product'")
+    warehouse.add("l5", **price)
+    assert sync(warehouse, target).is_clean
+    assert warehouse.steps("product", "api_calls") == ["intent", "failed", "confirmed"]
+
+
+def test_amounts_go_alone_where_a_product_may_not_be_made(
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget
+) -> None:
+    price = {"quantity": Decimal(2), "unit_amount_minor": Decimal(50), "amount_minor": 100}
+    warehouse.add("l1", **price)
+    settings = read_invoice_settings({"METERING_STRIPE_UNIT_PRICES": "0"})
+    sync_invoice_items(warehouse.opened, target, billing_period=None, progress=lambda message: None, settings=settings)
+    warehouse.add("l2", **price)
+    body = '{"error": {"type": "invalid_request_error", "message": "not allowed"}}'
+    report = sync(warehouse, target_of(server, answer_with(posts("/v1/products"), 403, body)))
+    assert (report.created, report.failed, len(report.problems)) == (1, 0, 1)
+    assert "lines of metric api_calls show their amount alone" in report.problems[0]
+    assert [line.quantity_decimal for line in items_by_line(target).values()] == [1, 1]
 
 
 def test_the_second_run_creates_nothing(

@@ -28,6 +28,43 @@ currencies as (
 
 ),
 
+{# The unit price of a line that one tier made alone; the tier is then the only object of the list. A price per package or the rate of
+   a percentage is no price of a unit, and an adjustment may be made of several prices. #}
+lines_of_one_tier as (
+
+    select
+        line_id,
+        billable_quantity,
+        amount,
+        cast(
+            {{ json_text(
+                "case when tiers <> '[]' and tiers not like '%},%' then replace(replace(tiers, '[', ''), ']', '') end",
+                json_path("'unit_amount'")
+            ) }} as {{ price_type() }}
+        ) as unit_amount
+    from closed_lines
+    where
+        line_type = 'usage'
+        and entry_kind = 'original'
+        and charge_model in ('per_unit', 'graduated', 'volume', 'matrix')
+        and discount_amount = 0
+        and maximum_reduction_amount = 0
+        and amount_minor > 0
+
+),
+
+{# Rounded lines, parts of a period and flat fees are left out by the product, which loses no digit. #}
+lines_with_unit_price as (
+
+    select
+        line_id,
+        billable_quantity,
+        unit_amount
+    from lines_of_one_tier
+    where {{ multiply_amount('billable_quantity', 'unit_amount') }} = amount
+
+),
+
 {# What is in the ledger is owed whatever has become of the seeds since. Recurring fees and commitments have no metric. #}
 invoice_items as (
 
@@ -47,6 +84,8 @@ invoice_items as (
         closed_lines.description,
         closed_lines.currency_code as currency,
         closed_lines.amount_minor,
+        lines_with_unit_price.billable_quantity as quantity,
+        {{ price_in_minor_units('lines_with_unit_price.unit_amount', 'currencies.minor_units') }} as unit_amount_minor,
         {# In the order in which somebody would have to act. #}
         case
             when not coalesce(metrics.is_confirmed_by_finance, true) then 'metric_not_confirmed'
@@ -63,6 +102,8 @@ invoice_items as (
         on closed_lines.metric_code = metrics.metric_code
     left join currencies
         on closed_lines.currency_code = currencies.currency_code
+    left join lines_with_unit_price
+        on closed_lines.line_id = lines_with_unit_price.line_id
 
 )
 
