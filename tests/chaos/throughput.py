@@ -82,6 +82,6 @@ def measure(lines: int, folder: Path) -> str:
     if report.created != lines or not report.is_clean:
         raise SystemExit(f"{report.created} of {lines} lines created: {report.problems}")
     return (
-        f"{lines:,} lines in {seconds:.1f} s: {http.calls:,} calls, {http.calls / seconds:,.0f} a second; "
-        f"{http.seconds / seconds:.0%} of the time waiting for the server"
+        f"{lines:,} lines in {seconds:.1f} s, {lines / seconds:,.0f} a second: {http.calls:,} calls, "
+        f"{http.calls / seconds:,.0f} a second; {1 - http.seconds / seconds:.0%} of the time not waiting for the server"
     )

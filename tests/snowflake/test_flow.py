@@ -460,6 +460,13 @@ def test_from_files_to_draft_invoices_as_on_duckdb(
         "sync", "--period", "2026-09"
     )
     assert sync_log(snowflake) == synced
+    with snowflake.session() as warehouse:
+        ((account,),) = warehouse.execute("select max(stripe_account) from ops.stripe_sync_log").rows
+        SyncLock(warehouse, account, process_id="dead").take(take_over=False)
+    code, output = snowflake.run("sync", "--period", "2026-09")
+    assert code == 1
+    assert f"Another sync of Stripe account {account} is at work" in output
+    snowflake.succeed("sync", "--period", "2026-09", "--take-over")
 
     # Beside the present: another price book, and the closed run built again.
     tiers = (PROJECT_DIR / "seeds" / "pricing" / "charge_tiers.csv").read_text()
