@@ -14,6 +14,7 @@ from typing import Any
 
 from .control import server_failed
 from .errors import ApiError, missing_object
+from .meters import Meters
 from .parameters import CREATE, FINALIZE_INVOICE, LIST, RETRIEVE, RETRIEVE_ACCOUNT
 from .store import IdempotencyRecord, Store, StoredObject
 
@@ -57,6 +58,7 @@ class Api:
     def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
+        self._meters = Meters(store, clock, new_id)
 
     def get(self, path: str, pairs: list[tuple[str, str]]) -> Answer:
         """Answer a GET.
@@ -71,6 +73,9 @@ class Api:
         if path == "/v1/account":
             RETRIEVE_ACCOUNT.read(pairs)
             return _success({"id": self._store.account_id(), "object": "account"})
+        of_meters = self._meters.get(path, pairs)
+        if of_meters is not None:
+            return _success(of_meters)
         collection, object_id = _split("GET", path)
         kind = COLLECTIONS[collection]
         if object_id is None:
@@ -151,6 +156,9 @@ class Api:
 
     def _action(self, path: str, pairs: list[tuple[str, str]]) -> Callable[[], Answer]:
         """What a POST asks for, its parameters read."""
+        of_meters = self._meters.action(path, pairs)
+        if of_meters is not None:
+            return lambda: _success(of_meters())
         if path.endswith("/finalize"):
             collection, object_id = _split("POST", path.removesuffix("/finalize"))
             if collection == "invoices" and object_id is not None:
@@ -347,7 +355,8 @@ def unrecognized(method: str, path: str) -> ApiError:
     return ApiError(
         404,
         f"Unrecognized request URL ({method}: {path}). The local Stripe server has /v1/account, "
-        "/v1/customers, /v1/invoices and /v1/invoiceitems, to create, retrieve and list, and what its README names.",
+        "/v1/customers, /v1/invoices, /v1/invoiceitems and /v1/billing/meters, to create, retrieve and list, and what its "
+        "README names.",
     )
 
 

@@ -28,6 +28,12 @@ currencies as (
 
 ),
 
+meter_events as (
+
+    select * from {{ ref('stripe_meter_events') }}
+
+),
+
 {# What is in the ledger is owed whatever has become of the seeds since. Recurring fees and commitments have no metric. #}
 invoice_items as (
 
@@ -53,6 +59,8 @@ invoice_items as (
             when currencies.stripe_minor_units is null or currencies.stripe_minor_units <> currencies.minor_units
                 then 'currency_unit_differs'
             when closed_lines.amount_minor = 0 then 'zero_amount'
+            {# Unless Stripe's meters cannot take it: that depends on the time, so the sync decides. #}
+            when meter_events.line_id is not null then 'meter_event'
         end as hold_reason,
         closed_lines.service_period_start_at,
         closed_lines.service_period_end_at
@@ -63,6 +71,8 @@ invoice_items as (
         on closed_lines.metric_code = metrics.metric_code
     left join currencies
         on closed_lines.currency_code = currencies.currency_code
+    left join meter_events
+        on closed_lines.line_id = meter_events.line_id
 
 )
 
