@@ -27,7 +27,7 @@ from orchestration.lib.stripe_target import StripeTarget, redact_keys
 from orchestration.lib.warehouse import MissingObjectError, OpenTransactionError, Warehouse
 
 T = TypeVar("T")
-Entity = Literal["customer", "invoice", "invoice_item", "finalization"]
+Entity = Literal["customer", "invoice", "invoice_item", "finalization", "meter", "meter_event"]
 Step = Literal["intent", "confirmed", "failed"]
 CollectionMethod = Literal["charge_automatically", "send_invoice"]
 StripeObject = stripe.Customer | stripe.Invoice | stripe.InvoiceItem
@@ -39,6 +39,9 @@ PART_KEY = "metering_invoice_part"
 
 # Stripe API reference, "Create an invoice item": "there is a maximum of 250 items per invoice".
 ITEMS_PER_INVOICE = 250
+
+# Hold reasons of lines that will not be items, so that their invoice is complete without them.
+NEVER_AN_ITEM = ("zero_amount", "on_a_meter")
 
 PAGE_SIZE = 100
 LINES_PER_PROGRESS = 200
@@ -259,6 +262,7 @@ def sync_invoice_items(
     progress: Callable[[str], None],
     settings: InvoiceSettings | None = None,
     sleep: Callable[[float], None] = time.sleep,
+    lines: list[OutboxLine] | None = None,
 ) -> SyncReport:
     """Send every line of the outbox that may be sent and is not confirmed in this account.
 
@@ -270,6 +274,7 @@ def sync_invoice_items(
         progress: called with a sentence per invoice, and per 200 lines of a large one.
         settings: how invoices are made; drafts by default.
         sleep: waits the given seconds; called when Stripe limits the rate.
+        lines: the outbox, where meters take some of it; by default as the mart has it.
 
     Returns:
         The report. Outcomes that stay unknown end the run early; the next run resolves them.
@@ -277,7 +282,7 @@ def sync_invoice_items(
     Raises:
         StripeSyncError: a table is missing, the outbox contradicts itself, or a transaction is open.
     """
-    lines = read_outbox(warehouse)
+    lines = read_outbox(warehouse) if lines is None else lines
     log = read_log(warehouse, target.log_account)
     plan = plan_sync(lines, log, billing_period)
     report = SyncReport(
@@ -448,7 +453,7 @@ def plan_sync(lines: Iterable[OutboxLine], log: Log, billing_period: str | None)
     blocked_ids = {line.line_id for line in blocked}
     parts = assign_parts(every_line)
     in_period = [line for line in every_line if billing_period in (None, line.billing_period)]
-    held_invoices = {line.invoice_id for line in in_period if line.hold_reason not in (None, "zero_amount")}
+    held_invoices = {line.invoice_id for line in in_period if line.hold_reason not in (None, *NEVER_AN_ITEM)}
     complete = [
         line
         for line in in_period

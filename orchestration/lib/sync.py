@@ -7,23 +7,16 @@ import os
 from orchestration.lib.close import BILLING_PERIOD
 from orchestration.lib.guards import GuardReport, run_guards
 from orchestration.lib.project import MeteringError, Progress, Settings
-from orchestration.lib.stripe_sync import (
-    SyncPlan,
-    SyncReport,
-    plan_sync,
-    read_invoice_settings,
-    read_log,
-    read_outbox,
-    sync_invoice_items,
-)
+from orchestration.lib.stripe_meters import Decision, MeterReport, plan_events, sync_outboxes
+from orchestration.lib.stripe_sync import SyncPlan, SyncReport, plan_sync, read_invoice_settings, read_log
 from orchestration.lib.stripe_target import open_stripe_target
 from orchestration.lib.warehouse import connect, require_marts, require_successful_build
 
 
 def guarded_sync(
     settings: Settings, *, billing_period: str | None, progress: Progress
-) -> tuple[GuardReport, SyncReport]:
-    """Send what the outbox holds to Stripe, if the last build succeeded and all guards are green.
+) -> tuple[GuardReport, MeterReport, SyncReport]:
+    """Send what the outboxes hold to Stripe, if the last build succeeded and all guards are green.
 
     Args:
         settings: warehouse, and the local Stripe server's state.
@@ -39,17 +32,17 @@ def guarded_sync(
     invoice_settings = read_invoice_settings(os.environ)
     with connect(settings) as warehouse:
         require_successful_build(warehouse)
-        require_marts(warehouse, "stripe_invoice_items", "fct_guard_measurements")
+        require_marts(warehouse, "stripe_invoice_items", "stripe_meter_events", "fct_guard_measurements")
         guards = run_guards(warehouse, settings.data_docs)
         guards.require_passed()
         with open_stripe_target(os.environ, settings.stripe_state) as target:
             progress(f"syncing to {target.label}, account {target.account_id}")
-            return guards, sync_invoice_items(
+            return guards, *sync_outboxes(
                 warehouse, target, billing_period=billing_period, progress=progress, settings=invoice_settings
             )
 
 
-def plan_without_sending(settings: Settings, *, billing_period: str | None) -> SyncPlan:
+def plan_without_sending(settings: Settings, *, billing_period: str | None) -> tuple[list[Decision], SyncPlan]:
     """What a sync would send now to the Stripe that the environment names; guards are not run, nothing is sent.
 
     Raises:
@@ -59,9 +52,10 @@ def plan_without_sending(settings: Settings, *, billing_period: str | None) -> S
     _check_period(billing_period)
     with connect(settings) as warehouse:
         require_successful_build(warehouse)
-        require_marts(warehouse, "stripe_invoice_items")
+        require_marts(warehouse, "stripe_invoice_items", "stripe_meter_events")
         with open_stripe_target(os.environ, settings.stripe_state) as target:
-            return plan_sync(read_outbox(warehouse), read_log(warehouse, target.log_account), billing_period)
+            decisions, lines = plan_events(warehouse, target, billing_period)
+            return decisions, plan_sync(lines, read_log(warehouse, target.log_account), billing_period)
 
 
 def _check_period(billing_period: str | None) -> None:

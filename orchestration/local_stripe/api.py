@@ -355,8 +355,8 @@ def unrecognized(method: str, path: str) -> ApiError:
     return ApiError(
         404,
         f"Unrecognized request URL ({method}: {path}). The local Stripe server has /v1/account, "
-        "/v1/customers, /v1/invoices, /v1/invoiceitems and /v1/billing/meters, to create, retrieve and list, and what its "
-        "README names.",
+        "/v1/customers, /v1/invoices, /v1/invoiceitems and /v1/billing/meters, to create, retrieve and list, and "
+        "what its README names.",
     )
 
 

@@ -239,9 +239,7 @@ class Meters:
             )
         customer = payload[customer_key]
         error = None if self._store.get("customer", customer) else "meter_event_customer_not_found"
-        self._store.insert_meter_event(
-            MeterEvent(identifier, event_name, customer, int(value), timestamp, now, error)
-        )
+        self._store.insert_meter_event(MeterEvent(identifier, event_name, customer, int(value), timestamp, now, error))
         return {
             "object": "billing.meter_event",
             "created": now,
