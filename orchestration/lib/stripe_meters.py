@@ -447,6 +447,8 @@ class _MeterRun(_Run):
                 self._send_all(billing_period)
         except _StoppedError as stopped:
             report.problems.append(f"stopped sending meter events: {stopped} Run the sync again.")
+        except _RefusedError as refused:
+            report.problems.append(f"no meter event was sent, because {refused}")
         self.tries = self._read_tries()
         for line in self._lines:
             if billing_period not in (None, line.billing_period):
