@@ -32,16 +32,29 @@ by_object as (
 
 ),
 
+{# A line that a meter did not take is settled by its invoice item. #}
+settled_by_item as (
+
+    select distinct
+        stripe_account,
+        entity_key
+    from sync_log
+    where
+        entity = 'invoice_item'
+        and step = 'confirmed'
+
+),
+
 problems as (
 
     select
         ---------- ids
-        stripe_account,
-        entity,
-        entity_key,
-        customer_id,
-        request_id,
-        idempotency_key,
+        by_object.stripe_account,
+        by_object.entity,
+        by_object.entity_key,
+        by_object.customer_id,
+        by_object.request_id,
+        by_object.idempotency_key,
 
         ---------- strings
         billing_period,
@@ -58,7 +71,14 @@ problems as (
         first_tried_at,
         last_tried_at
     from by_object
-    where confirmations = 0
+    left join settled_by_item
+        on
+            by_object.stripe_account = settled_by_item.stripe_account
+            and by_object.entity_key = settled_by_item.entity_key
+            and by_object.entity = 'meter_event'
+    where
+        by_object.confirmations = 0
+        and settled_by_item.entity_key is null
 
 )
 
