@@ -49,7 +49,7 @@ lint: $(INSTALLED) ## ruff, mypy and sqlfluff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	METERING_TARGET=ci $(BIN)/sqlfluff lint --disable-progress-bar models tests/singular
+	METERING_TARGET=ci $(BIN)/sqlfluff lint --disable-progress-bar --processes 2 models tests/singular
 
 lint-snowflake: $(INSTALLED) ## sqlfluff in Snowflake's dialect, on what dbt compiles for the stand-in
 	$(BIN)/python -m tests.snowflake.standin run \

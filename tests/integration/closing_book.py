@@ -12,6 +12,7 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from orchestration.lib.past import reproduce_runs
 from tests.integration.conftest import Row, Warehouse
 from tests.integration.oracle import CreditKey, LineKey, Oracle
 from tests.integration.test_close import KILLED_CLOSE
@@ -350,6 +351,15 @@ def require_oracle(
     ]
     assert not wrong, f"{len(wrong)} of {len(minor)} lines differ from the oracle:\n" + "\n".join(wrong[:8])
     return sum(map(abs, minor.values()))
+
+
+def require_reproduced(warehouse: Warehouse, run_id: str | None) -> int:
+    """A billing run, or all of them, built again as of its cutoff is what the ledger says; how many runs that were."""
+    runs = reproduce_runs(warehouse.settings, run_id, progress=lambda _: None)
+    wrong = [run.describe() for run in runs if run.differences]
+    assert not wrong, "\n".join(wrong)
+    assert sum(run.lines for run in runs) > 0
+    return len(runs)
 
 
 def close_and_die(warehouse: Warehouse, period: str, step: int) -> bool:

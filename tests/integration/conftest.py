@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dbt.contracts.files import FileHash
+from dbt.contracts.graph.manifest import ManifestStateCheck
+from dbt.parser.manifest import ManifestLoader
 
 from orchestration.lib import project
 from orchestration.lib.landing import land_files
@@ -26,7 +29,24 @@ def _dbt_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DBT_TARGET_PATH", str(tmp_path_factory.mktemp("dbt") / "target"))
         patch.setenv("DBT_LOG_PATH", str(tmp_path_factory.mktemp("dbt") / "logs"))
+        patch.setattr(ManifestLoader, "build_manifest_state_check", _state_check)
         yield
+
+
+def _state_check(loader: ManifestLoader) -> ManifestStateCheck:
+    """What dbt compares to know whether all files must be parsed again, without the database's path and as_of.
+
+    Both differ in each test, nothing that is parsed depends on them, and parsing takes longer than many a build.
+    """
+    check = _STATE_CHECK(loader)
+    variables = {name: value for name, value in loader.root_project.cli_vars.items() if name != "as_of"}
+    credentials = loader.root_project.credentials
+    check.vars_hash = FileHash.from_contents(f"{sorted(variables.items())} {loader.root_project.args.target}")
+    check.profile_hash = FileHash.from_contents(f"{credentials.type} {credentials.database} {credentials.schema}")
+    return check
+
+
+_STATE_CHECK = ManifestLoader.build_manifest_state_check
 
 
 class Warehouse:

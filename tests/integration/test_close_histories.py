@@ -26,6 +26,7 @@ from tests.integration.closing_book import (
     price_book,
     require_conserved,
     require_oracle,
+    require_reproduced,
 )
 from tests.integration.conftest import Warehouse
 from tests.integration.price_books import write_seeds
@@ -171,7 +172,9 @@ class History:
         assert (again.run_id, again.lines) == (None, 0)
 
     def end(self) -> None:
-        """Everything approved and closed: the ledger is what the oracle says, and a full refresh changes nothing."""
+        """Everything approved and closed: the ledger is what the oracle says, a run of the past can be built again, and a
+        full refresh changes nothing.
+        """
         while self.held_back():
             self.approve(1)
             self.build()
@@ -182,6 +185,8 @@ class History:
         assert self.warehouse.query("select count(*) from marts.fct_pending_adjustments") == [(0,)]
         closed = [period_of(month) for month in range(1, self.month + 1)]
         self.taken["cents"] += require_oracle(self.warehouse, self.seeds, self.usage.events, self.as_of, closed)
+        runs = self.warehouse.query("select run_id from ledger.billing_runs where line_count > 0 order by closed_at")
+        self.taken["reproduced"] += require_reproduced(self.warehouse, self.random.choice(runs)[0])
         built_step_by_step = self.warehouse.marts()
         self.build(full_refresh=True)
         for name, rows in self.warehouse.marts().items():
