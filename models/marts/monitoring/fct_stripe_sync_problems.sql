@@ -57,19 +57,19 @@ problems as (
         by_object.idempotency_key,
 
         ---------- strings
-        billing_period,
+        by_object.billing_period,
         {# A try without a refusal may have arrived. #}
-        case when refusals = tries then 'refused' else 'unknown' end as outcome,
-        error_code,
-        error_body,
+        case when by_object.refusals = by_object.tries then 'refused' else 'unknown' end as outcome,
+        by_object.error_code,
+        by_object.error_body,
 
         ---------- numerics
-        cast(tries as bigint) as tries,
-        http_status,
+        cast(by_object.tries as bigint) as tries,
+        by_object.http_status,
 
         ---------- timestamps
-        first_tried_at,
-        last_tried_at
+        by_object.first_tried_at,
+        by_object.last_tried_at
     from by_object
     left join settled_by_item
         on
