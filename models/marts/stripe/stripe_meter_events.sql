@@ -77,8 +77,10 @@ events_in_minutes as (
 
     select
         metered_lines.*,
-        {{ dbt.date_trunc('minute', instant_before('service_period_end_at')) }} as last_minute_at,
-        mod({{ event_key_number('line_id') }}, greatest(least(1440, metered_lines.period_minutes - 1), 1)) as minutes_before_last
+        {{ dbt.date_trunc('minute', instant_before('metered_lines.service_period_end_at')) }} as last_minute_at,
+        mod(
+            {{ event_key_number('metered_lines.line_id') }}, greatest(least(1440, metered_lines.period_minutes - 1), 1)
+        ) as minutes_before_last
     from metered_lines
 
 ),
