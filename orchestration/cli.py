@@ -24,6 +24,7 @@ from orchestration.lib.project import MeteringError, build, read_settings
 from orchestration.lib.scenario import drop_scenario, name_from
 from orchestration.lib.shadow import describe_comparison, list_comparisons
 from orchestration.lib.statement import write_statement
+from orchestration.lib.stripe_meters import describe_events
 from orchestration.lib.stripe_reconcile import reconcile as reconcile_with_stripe
 from orchestration.lib.stripe_sync import describe_plan
 from orchestration.lib.sync import guarded_sync, plan_without_sending
@@ -163,14 +164,19 @@ def adjustments(customer: str | None) -> None:
     "--take-over", is_flag=True, help="Begin although another sync holds the account's lock, if that is dead."
 )
 def sync(period: str | None, dry_run: bool, take_over: bool) -> None:
-    """Send closed invoice lines to Stripe as items of draft invoices, each once, if the guards are green.
+    """Send closed invoice lines to Stripe as items of draft invoices or to meters, each once, if the guards are green.
 
     Lines of a metric that finance has not confirmed are held back.
     """
     if dry_run:
-        click.echo(describe_plan(plan_without_sending(read_settings(), billing_period=period)))
+        decisions, plan = plan_without_sending(read_settings(), billing_period=period)
+        if decisions:
+            click.echo(describe_events(decisions))
+        click.echo(describe_plan(plan))
         return
-    guards, report = guarded_sync(read_settings(), billing_period=period, progress=click.echo, take_over=take_over)
+    guards, meters, report = guarded_sync(
+        read_settings(), billing_period=period, progress=click.echo, take_over=take_over
+    )
     for outcome in guards.outcomes:
         click.echo(outcome.describe())
     click.echo(
@@ -179,8 +185,11 @@ def sync(period: str | None, dry_run: bool, take_over: bool) -> None:
         f"{report.failed} failed, "
         f"{report.changed_after_sync} changed after they were sent; {report.finalized} invoices finalised"
     )
-    if not report.is_clean:
-        raise MeteringError("\n".join(["The sync needs attention:", *report.problems]))
+    if meters.has_lines:
+        click.echo(meters.describe())
+    problems = [*meters.problems, *report.problems]
+    if problems:
+        raise MeteringError("\n".join(["The sync needs attention:", *problems]))
 
 
 @cli.command()

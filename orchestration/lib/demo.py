@@ -61,11 +61,11 @@ def run_demo(events: Sequence[str], totals: Path | None, *, progress: Progress) 
     progress("== check and sync to the local Stripe server")
     # The demo never leaves this machine, whatever key the environment holds.
     os.environ.pop("STRIPE_API_KEY", None)
-    guards, first = guarded_sync(settings, billing_period=None, progress=progress)
+    guards, _, first = guarded_sync(settings, billing_period=None, progress=progress)
     for outcome in guards.outcomes:
         progress(outcome.describe())
     progress(f"first sync: {first.created} lines created, {first.held} held, {len(first.problems)} problems")
-    _, second = guarded_sync(settings, billing_period=None, progress=lambda _: None)
+    *_, second = guarded_sync(settings, billing_period=None, progress=lambda _: None)
     progress(f"second sync: {second.created} lines created, {second.already_confirmed} there already")
 
     progress("== invoices")

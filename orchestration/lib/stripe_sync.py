@@ -35,7 +35,7 @@ from orchestration.lib.stripe_target import StripeTarget, redact_keys
 from orchestration.lib.warehouse import MissingObjectError, OpenTransactionError, Warehouse, append_rows
 
 T = TypeVar("T")
-Entity = Literal["customer", "product", "invoice", "invoice_item", "finalization"]
+Entity = Literal["customer", "product", "invoice", "invoice_item", "finalization", "meter", "meter_event"]
 Step = Literal["intent", "confirmed", "failed"]
 CollectionMethod = Literal["charge_automatically", "send_invoice"]
 StripeObject = stripe.Customer | stripe.Product | stripe.Invoice | stripe.InvoiceItem | stripe.InvoiceLineItem
@@ -48,6 +48,9 @@ METRIC_KEY = "metering_metric_code"
 
 # Stripe API reference, "Create an invoice item": "there is a maximum of 250 items per invoice".
 ITEMS_PER_INVOICE = 250
+
+# Hold reasons of lines that will not be items, so that their invoice is complete without them.
+NEVER_AN_ITEM = ("zero_amount", "on_a_meter")
 
 # The hold reason that the sync itself gives.
 CUSTOMER_NOT_MAPPED = "customer_not_mapped"
@@ -299,6 +302,7 @@ def sync_invoice_items(
     progress: Callable[[str], None],
     settings: InvoiceSettings | None = None,
     sleep: Callable[[float], None] = time.sleep,
+    lines: list[OutboxLine] | None = None,
     lock: SyncLock | None = None,
 ) -> SyncReport:
     """Send every line of the outbox that may be sent and is not confirmed in this account.
@@ -311,6 +315,7 @@ def sync_invoice_items(
         progress: called with a sentence per invoice, and per call of one that takes several.
         settings: how invoices are made; drafts by default.
         sleep: waits the given seconds; called when Stripe limits the rate.
+        lines: the outbox, where meters take some of it; by default as the mart has it.
         lock: of the account, held by the caller; by default it is taken here.
 
     Returns:
@@ -322,7 +327,10 @@ def sync_invoice_items(
     """
     try:
         with hold_sync_lock(warehouse, target.log_account) if lock is None else nullcontext(lock) as held:
-            return _sync(warehouse, target, billing_period, progress, settings or InvoiceSettings(), sleep, held)
+            outbox = read_outbox(warehouse) if lines is None else lines
+            return _sync(
+                warehouse, target, outbox, billing_period, progress, settings or InvoiceSettings(), sleep, held
+            )
     except OpenTransactionError as error:
         raise StripeSyncError(
             "The warehouse connection has a transaction open, so the sync log would not be durable "
@@ -333,13 +341,13 @@ def sync_invoice_items(
 def _sync(
     warehouse: Warehouse,
     target: StripeTarget,
+    lines: list[OutboxLine],
     billing_period: str | None,
     progress: Callable[[str], None],
     settings: InvoiceSettings,
     sleep: Callable[[float], None],
     lock: SyncLock,
 ) -> SyncReport:
-    lines = read_outbox(warehouse)
     log = read_log(warehouse, target.log_account)
     plan = plan_sync(lines if settings.creates_customers else hold_unmapped(lines, log), log, billing_period)
     for text in describe_unmapped(plan):
@@ -538,7 +546,7 @@ def plan_sync(lines: Iterable[OutboxLine], log: Log, billing_period: str | None)
     blocked_ids = {line.line_id for line in blocked}
     parts = assign_parts(every_line)
     in_period = [line for line in every_line if billing_period in (None, line.billing_period)]
-    held_invoices = {line.invoice_id for line in in_period if line.hold_reason not in (None, "zero_amount")}
+    held_invoices = {line.invoice_id for line in in_period if line.hold_reason not in (None, *NEVER_AN_ITEM)}
     complete = [
         line
         for line in in_period
@@ -1037,6 +1045,11 @@ class _Run:
         state = self._state("customer", line.customer_id)
         if state.confirmed_id is not None:
             return state.confirmed_id
+        if not self._settings.creates_customers:
+            raise _RefusedError(
+                f"customer {line.customer_id} has no stripe_customer_id in customers.csv, and "
+                "METERING_STRIPE_CREATE_CUSTOMERS=0."
+            )
         if state.first_intent_at is not None:
             since = int(_epoch_seconds(state.first_intent_at)) - CLOCK_SECONDS
             listed = self._look_up(

@@ -8,6 +8,7 @@ from orchestration.lib.close import BILLING_PERIOD
 from orchestration.lib.guards import GuardReport, run_guards
 from orchestration.lib.project import MeteringError, Progress, Settings
 from orchestration.lib.stripe_lock import hold_sync_lock
+from orchestration.lib.stripe_meters import Decision, MeterReport, plan_events, sync_outboxes
 from orchestration.lib.stripe_sync import (
     SyncPlan,
     SyncReport,
@@ -15,8 +16,6 @@ from orchestration.lib.stripe_sync import (
     plan_sync,
     read_invoice_settings,
     read_log,
-    read_outbox,
-    sync_invoice_items,
 )
 from orchestration.lib.stripe_target import open_stripe_target
 from orchestration.lib.warehouse import connect, require_marts, require_successful_build
@@ -24,8 +23,8 @@ from orchestration.lib.warehouse import connect, require_marts, require_successf
 
 def guarded_sync(
     settings: Settings, *, billing_period: str | None, progress: Progress, take_over: bool = False
-) -> tuple[GuardReport, SyncReport]:
-    """Send what the outbox holds to Stripe, if the last build succeeded and all guards are green.
+) -> tuple[GuardReport, MeterReport, SyncReport]:
+    """Send what the outboxes hold to Stripe, if the last build succeeded and all guards are green.
 
     Args:
         settings: warehouse, and the local Stripe server's state.
@@ -43,7 +42,7 @@ def guarded_sync(
     invoice_settings = read_invoice_settings(os.environ)
     with connect(settings) as warehouse:
         require_successful_build(warehouse)
-        require_marts(warehouse, "stripe_invoice_items", "fct_guard_measurements")
+        require_marts(warehouse, "stripe_invoice_items", "stripe_meter_events", "fct_guard_measurements")
         guards = run_guards(warehouse, settings.data_docs)
         guards.require_passed()
         with (
@@ -51,7 +50,7 @@ def guarded_sync(
             hold_sync_lock(warehouse, target.log_account, take_over=take_over) as lock,
         ):
             progress(f"syncing to {target.label}, account {target.account_id}")
-            return guards, sync_invoice_items(
+            return guards, *sync_outboxes(
                 warehouse,
                 target,
                 billing_period=billing_period,
@@ -61,7 +60,7 @@ def guarded_sync(
             )
 
 
-def plan_without_sending(settings: Settings, *, billing_period: str | None) -> SyncPlan:
+def plan_without_sending(settings: Settings, *, billing_period: str | None) -> tuple[list[Decision], SyncPlan]:
     """What a sync would send now to the Stripe that the environment names; guards are not run, nothing is sent.
 
     Raises:
@@ -72,10 +71,11 @@ def plan_without_sending(settings: Settings, *, billing_period: str | None) -> S
     creates_customers = read_invoice_settings(os.environ).creates_customers
     with connect(settings) as warehouse:
         require_successful_build(warehouse)
-        require_marts(warehouse, "stripe_invoice_items")
+        require_marts(warehouse, "stripe_invoice_items", "stripe_meter_events")
         with open_stripe_target(os.environ, settings.stripe_state) as target:
-            lines, log = read_outbox(warehouse), read_log(warehouse, target.log_account)
-            return plan_sync(lines if creates_customers else hold_unmapped(lines, log), log, billing_period)
+            decisions, lines = plan_events(warehouse, target, billing_period)
+            log = read_log(warehouse, target.log_account)
+            return decisions, plan_sync(lines if creates_customers else hold_unmapped(lines, log), log, billing_period)
 
 
 def _check_period(billing_period: str | None) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from .control import server_failed
 from .errors import ApiError, missing_object
+from .meters import Meters
 from .parameters import ADD_LINES, CREATE, FINALIZE_INVOICE, LIST, LIST_LINES, RETRIEVE, RETRIEVE_ACCOUNT
 from .store import IdempotencyRecord, Store, StoredObject
 
@@ -60,6 +61,7 @@ class Api:
     def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
+        self._meters = Meters(store, clock, new_id)
 
     def get(self, path: str, pairs: list[tuple[str, str]]) -> Answer:
         """Answer a GET.
@@ -76,6 +78,9 @@ class Api:
             return _success({"id": self._store.account_id(), "object": "account"})
         if path.startswith("/v1/invoices/") and path.endswith("/lines"):
             return self._list_lines(path, path.split("/")[3], LIST_LINES.read(pairs))
+        of_meters = self._meters.get(path, pairs)
+        if of_meters is not None:
+            return _success(of_meters)
         collection, object_id = _split("GET", path)
         kind = COLLECTIONS[collection]
         if object_id is None:
@@ -156,6 +161,9 @@ class Api:
 
     def _action(self, path: str, pairs: list[tuple[str, str]]) -> Callable[[], Answer]:
         """What a POST asks for, its parameters read."""
+        of_meters = self._meters.action(path, pairs)
+        if of_meters is not None:
+            return lambda: _success(of_meters())
         for suffix in ("/finalize", "/add_lines"):
             if not path.endswith(suffix):
                 continue
@@ -426,8 +434,8 @@ def unrecognized(method: str, path: str) -> ApiError:
     return ApiError(
         404,
         f"Unrecognized request URL ({method}: {path}). The local Stripe server has /v1/account, "
-        "/v1/customers, /v1/products, /v1/invoices and /v1/invoiceitems, to create, retrieve and list, "
-        "and what its README names.",
+        "/v1/customers, /v1/products, /v1/invoices, /v1/invoiceitems and /v1/billing/meters, to create, retrieve and "
+        "list, and what its README names.",
     )
 
 

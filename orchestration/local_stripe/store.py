@@ -41,6 +41,18 @@ SCHEMA = """
         created integer not null
     );
 """
+# Beside the objects, so that state files from before meters stay good.
+METER_EVENTS = """
+    create table if not exists meter_events (
+        identifier text not null,
+        event_name text not null,
+        customer text not null,
+        value integer not null,
+        timestamp integer not null,
+        received integer not null,
+        error_code text
+    )
+"""
 COMPARISONS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
 
@@ -73,6 +85,19 @@ class IdempotencyRecord:
     created: int
 
 
+@dataclass(frozen=True)
+class MeterEvent:
+    """An event that was taken; `error_code` says why it does not count. Times in seconds since 1970 UTC."""
+
+    identifier: str
+    event_name: str
+    customer: str
+    value: int
+    timestamp: int
+    received: int
+    error_code: str | None
+
+
 class Store:
     """Reads and writes the state file. A new file is a new account with a random id.
 
@@ -91,6 +116,7 @@ class Store:
             self._connection.execute("pragma journal_mode = wal")
             with self.transaction():
                 self._create_or_check(path)
+                self._connection.execute(METER_EVENTS)
         except sqlite3.DatabaseError as error:
             self._connection.close()
             raise LocalStripeError(
@@ -215,6 +241,44 @@ class Store:
     def delete(self, object_id: str) -> None:
         """Remove an object."""
         self._connection.execute("delete from objects where id = ?", (object_id,))
+
+    def insert_meter_event(self, event: MeterEvent) -> None:
+        """Keep an event that was taken."""
+        self._connection.execute(
+            "insert into meter_events values (?, ?, ?, ?, ?, ?, ?)",
+            (
+                event.identifier,
+                event.event_name,
+                event.customer,
+                event.value,
+                event.timestamp,
+                event.received,
+                event.error_code,
+            ),
+        )
+
+    def find_meter_event(self, identifier: str, *, not_before: int) -> MeterEvent | None:
+        """The event with an identifier that was received at or after `not_before` (seconds), or None."""
+        found = self._select_events("identifier = ? and received >= ?", (identifier, not_before))
+        return found[0] if found else None
+
+    def meter_events(self, event_name: str, customer: str, start: int, end: int) -> list[MeterEvent]:
+        """A customer's events of a meter from `start` to before `end` (seconds), also those that do not count."""
+        return self._select_events(
+            "event_name = ? and customer = ? and timestamp >= ? and timestamp < ?", (event_name, customer, start, end)
+        )
+
+    def all_meter_events(self) -> list[MeterEvent]:
+        """Every event, in the order in which they were received."""
+        return self._select_events("true", ())
+
+    def _select_events(self, condition: str, values: tuple[str | int, ...]) -> list[MeterEvent]:
+        rows = self._connection.execute(
+            "select identifier, event_name, customer, value, timestamp, received, error_code from meter_events "
+            f"where {condition} order by rowid",
+            values,
+        ).fetchall()
+        return [MeterEvent(*row) for row in rows]
 
     def find_record(self, idempotency_key: str, *, not_before: int) -> IdempotencyRecord | None:
         """The record of a key made at or after `not_before` (seconds), or None."""

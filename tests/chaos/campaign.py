@@ -3,9 +3,13 @@
 In process, for speed: the real SDK and the local Stripe's own endpoints, without a socket between them, and a DuckDB in
 memory. Each run has an outbox of its own. Faults happen around every call to Stripe and around every transaction of the
 log: an answer is lost before or after the effect, or the process dies there. A call of several lines may be refused for
-one of them, or for one after others were added, though Stripe is not known to do that. Between two syncs pass no time, 25 hours or
-40 days of Stripe's clock, so that idempotency keys are forgotten. A second worker may sync everything in the middle of a
-call of the first: half of the time it takes over the lock, else it is refused. Runs end with syncs without faults; then every line must be in Stripe once, with its amount.
+one of them, or for one after others were added, though Stripe is not known to do that. Between two syncs pass no time,
+25 hours or 40 days of Stripe's clock, so that idempotency keys are forgotten. A second worker may sync everything in the middle of a
+call of the first: half of the time it takes over the lock, else it is refused. Runs end with syncs without faults; then
+every line must be in Stripe once, with its amount.
+
+Some lines go to meters: as an event, or as an invoice item where they are corrections or too old by then. Events share
+minutes, customers and values, so that sums tell little. Each must be there once, and not in both ways.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,8 @@ import stripe
 
 from orchestration.lib.project import PROJECT_DIR
 from orchestration.lib.stripe_lock import SyncLockError, hold_sync_lock
-from orchestration.lib.stripe_sync import ITEMS_PER_INVOICE, InvoiceSettings, SyncReport, sync_invoice_items
+from orchestration.lib.stripe_meters import MeterReport, sync_outboxes
+from orchestration.lib.stripe_sync import ITEMS_PER_INVOICE, InvoiceSettings, SyncReport
 from orchestration.lib.stripe_target import StripeTarget
 from orchestration.lib.warehouse import (
     DuckDBWarehouse,
@@ -63,7 +68,9 @@ CALL_FAULTS = {
 LOG_FAULTS = {"none": 94, "killed before the rows are durable": 3, "killed after the rows are durable": 3}
 PAUSES = {0.0: 4, 25 * 3600.0: 2, 40 * 86400.0: 1}
 MOST_FAULTY_SYNCS = 8
-MOST_QUIET_SYNCS = 4
+MOST_QUIET_SYNCS = 6
+# Between quiet syncs, so that the sums of minutes are settled.
+QUIET_PAUSE = 2 * 3600.0
 
 
 class Killed(BaseException):
@@ -79,6 +86,8 @@ class Tally:
     refused_by_lock: int = 0
     calls: int = 0
     lines: int = 0
+    events: int = 0
+    metered_as_items: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     lost: int = 0
     doubled: int = 0
@@ -94,7 +103,8 @@ class Tally:
 
     def describe(self) -> str:
         lines = [
-            f"{self.runs:,} runs, {self.syncs:,} syncs, {self.calls:,} calls to Stripe, {self.lines:,} ledger lines",
+            f"{self.runs:,} runs, {self.syncs:,} syncs, {self.calls:,} calls to Stripe, {self.lines:,} ledger lines, "
+            f"of which {self.events:,} as meter events and {self.metered_as_items:,} that meters could not take",
             f"{self.refused_by_lock:,} syncs refused or stopped because another held the lock",
             f"{sum(self.faults.values()):,} faults injected:",
             *(f"  {count:>9,}  {name}" for name, count in sorted(self.faults.items())),
@@ -221,9 +231,10 @@ class Run:
             self.control.advance(self._choose(PAUSES))
         self._is_quiet = True
         for _ in range(MOST_QUIET_SYNCS):
-            report = self._sync(finalizes)
-            if report is not None and report.is_clean and report.created + report.confirmed_by_lookup == 0:
+            reports = self._sync(finalizes)
+            if reports is not None and _is_done(*reports):
                 break
+            self.control.advance(QUIET_PAUSE)
         else:
             self._tally.unsettled += 1
             self._fail()
@@ -248,7 +259,7 @@ class Run:
         """A whole sync by another process, which may itself die; it takes over from one that is alive, or says so."""
         self._sync(finalizes=False, take_over=self._random.random() < 0.5)
 
-    def _sync(self, finalizes: bool, take_over: bool = True) -> SyncReport | None:
+    def _sync(self, finalizes: bool, take_over: bool = True) -> tuple[MeterReport, SyncReport] | None:
         """A sync by a process of its own. Those before it are dead, so it may take over."""
         self._tally.syncs += 1
         self._depth += 1
@@ -256,13 +267,14 @@ class Run:
         try:
             with hold_sync_lock(warehouse, self._target.log_account, take_over=take_over) as lock:
                 try:
-                    return sync_invoice_items(
+                    return sync_outboxes(
                         warehouse,
                         self._target,
                         billing_period=None,
                         progress=lambda _: None,
                         settings=InvoiceSettings(finalizes=finalizes),
                         sleep=lambda _: None,
+                        now=self._now,
                         lock=lock,
                     )
                 except Killed:
@@ -276,9 +288,13 @@ class Run:
         finally:
             self._depth -= 1
 
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self.control.now(), UTC).replace(tzinfo=None)
+
     def _fill_outbox(self) -> dict[str, tuple[str, str, int]]:
-        """Customer, currency and amount of each line that must reach Stripe."""
+        """Invoice, currency and amount of each line that must reach Stripe."""
         self._connection.execute("delete from marts.stripe_invoice_items")
+        self._connection.execute("delete from marts.stripe_meter_events")
         rows: list[dict[str, object]] = []
         for invoice in range(self._random.randint(1, 3)):
             customer = f"customer_{self._random.randint(1, 2)}"
@@ -303,7 +319,7 @@ class Run:
                     # Shown where the amount is no credit.
                     "quantity": abs(amount) * 4 if is_priced else None,
                     "unit_amount_minor": Decimal("0.25") if is_priced else None,
-                    "hold_reason": "metric_not_confirmed" if self._random.random() < 0.1 else None,
+                    "hold_reason": self._choose({None: 5, "metric_not_confirmed": 1, "meter_event": 4}),
                 }
                 for number in range(lines)
                 for amount in [self._random.choice([-1, 1, 1]) * self._random.randint(1, 10**7)]
@@ -312,13 +328,56 @@ class Run:
             f"insert into marts.stripe_invoice_items ({', '.join(rows[0])}) values ({', '.join('?' for _ in rows[0])})",
             [list(row.values()) for row in rows],
         )
-        sent = [row for row in rows if row["hold_reason"] is None]
-        self._partly_held = {str(row["invoice_id"]) for row in rows if row["hold_reason"] is not None}
+        self._metered = self._fill_meters([row for row in rows if row["hold_reason"] == "meter_event"])
+        sent = [row for row in rows if row["hold_reason"] != "metric_not_confirmed"]
+        self._partly_held = {str(row["invoice_id"]) for row in rows if row["hold_reason"] == "metric_not_confirmed"}
         self._tally.lines += len(sent)
         return {
             str(row["line_id"]): (str(row["invoice_id"]), str(row["currency"]).lower(), int(str(row["amount_minor"])))
             for row in sent
         }
+
+    def _fill_meters(self, rows: list[dict[str, object]]) -> dict[str, tuple[tuple[str, str, int], int]]:
+        """Meter, customer and minute (seconds), and value of each line that meters take if it is not too old."""
+        metered = {}
+        for row in rows:
+            age = timedelta(days=self._random.choice([0.1, 20, 34.9, 36]))
+            minute = (self._now() - age).replace(second=0, microsecond=0)
+            name, value = self._random.choice(["calls", "bytes"]), self._random.choice([-2, 1, 2, 2, 3, 10**14])
+            self._connection.execute(
+                """
+                insert into marts.stripe_meter_events
+                    (line_id, customer_id, billing_period, event_name, display_name, value_units, event_at)
+                values (?, ?, '2026-10', ?, ?, ?, ?)
+                """,
+                [row["line_id"], row["customer_id"], name, name, value, minute],
+            )
+            group = (name, str(row["customer_id"]), int(minute.replace(tzinfo=UTC).timestamp()))
+            metered[str(row["line_id"])] = (group, value)
+        return metered
+
+    def _judge_meters(self, as_items: set[str]) -> tuple[int, int]:
+        """Values lost and doubled, minute by minute: expected is what has not become an item."""
+        customers = {
+            customer.id: customer.body["metadata"]["metering_customer_id"] for customer in self._store.all("customer")
+        }
+        actual: dict[tuple[str, str, int], list[int]] = {}
+        for event in self._store.all_meter_events():
+            if event.error_code is None:
+                group = (event.event_name, customers[event.customer], event.timestamp)
+                actual.setdefault(group, []).append(event.value)
+        expected: dict[tuple[str, str, int], list[int]] = {}
+        for line_id, (group, value) in self._metered.items():
+            if line_id not in as_items:
+                expected.setdefault(group, []).append(value)
+        lost = doubled = 0
+        for group in actual.keys() | expected.keys():
+            wanted, found = Counter(expected.get(group, [])), Counter(actual.get(group, []))
+            lost += (wanted - found).total()
+            doubled += (found - wanted).total()
+        self._tally.events += sum(map(len, actual.values()))
+        self._tally.metered_as_items += len(as_items & self._metered.keys())
+        return lost, doubled
 
     def _judge(self, finalizes: bool) -> None:
         """Hold Stripe's own objects against the outbox, without the sync's eyes."""
@@ -339,8 +398,9 @@ class Run:
             for invoice in self._store.all("invoice")
             if invoice.status == "draft"
         }
-        lost = sum(found[line_id] == 0 for line_id in self._expected)
-        doubled = sum(count - 1 for count in found.values())
+        lost, doubled = self._judge_meters(set(found))
+        lost += sum(found[line_id] == 0 for line_id in self._expected.keys() - self._metered.keys())
+        doubled += sum(count - 1 for count in found.values())
         doubled_invoices = sum(count - 1 for count in invoices.values())
         left_open = len(drafts - self._partly_held) if finalizes else 0
         self._tally.lost += lost
@@ -359,6 +419,12 @@ class Run:
             self._tally.failing_seeds.append(self._seed)
 
 
+def _is_done(events: MeterReport, items: SyncReport) -> bool:
+    """Nothing was left to do."""
+    found = events.sent + events.confirmed_by_lookup + items.created + items.confirmed_by_lookup
+    return events.is_clean and items.is_clean and found == 0
+
+
 def create_outbox(warehouse: Warehouse) -> None:
     """An empty outbox, with the columns that the sync reads."""
     warehouse.execute("create schema if not exists marts")
@@ -370,6 +436,14 @@ def create_outbox(warehouse: Warehouse) -> None:
             service_period_end_at timestamp, currency varchar, amount_minor bigint, description varchar,
             subscription_id varchar, metric_code varchar, charge_code varchar, price_version integer, hold_reason varchar,
             quantity decimal(38, 9), unit_amount_minor decimal(26, 12)
+        )
+        """
+    )
+    warehouse.execute(
+        """
+        create table marts.stripe_meter_events (
+            line_id varchar, customer_id varchar, billing_period varchar, event_name varchar, display_name varchar,
+            value_units bigint, event_at timestamp, hold_reason varchar
         )
         """
     )

@@ -118,6 +118,13 @@ GOOD_ROWS: dict[str, Row] = {
         "effective_at": "2026-09-01 00:00:00",
     },
     "pricing/credit_grant_charges": {"grant_code": "NAME", "charge_code": "tested"},
+    "policy/stripe_routes": {"subscription_id": "NAME", "billing_route": "invoice_item"},
+    "policy/stripe_meters": {
+        "charge_code": "NAME",
+        "event_name": "NAME",
+        "display_name": "Meter",
+        "units_per_quantity": "1",
+    },
     "policy/guard_exceptions": {
         "guard_code": "accuracy",
         "subject": "NAME",
@@ -720,6 +727,12 @@ CREDIT_CASES = {
 }
 
 POLICY_CASES = {
+    "unknown route to Stripe": bad(
+        "stripe_routes", "billing_route is invoice_item or meter_event", {"billing_route": "invoice"}
+    ),
+    "route of an unknown subscription": bad("stripe_routes", "subscription_id stands in subscriptions.csv", {}),
+    "meter of an unknown charge": bad("stripe_meters", "charge_code stands in charges.csv", {}),
+    "meter without units": bad("stripe_meters", "units_per_quantity is positive", {"units_per_quantity": "0"}),
     "exception without reason": bad(
         "guard_exceptions", "not_null_guard_exceptions_reason", {"reason": ""}, named="subject=NAME,"
     ),

@@ -47,7 +47,8 @@ def test_landing_is_upstream_of_marts_and_stripe_downstream_of_the_guards(defs: 
     assert RAW in graph.get(deliveries).parent_keys
     measurements = dg.AssetKey(["marts", "fct_guard_measurements"])
     close = dg.AssetKey(["billing", "closed_period"])
-    assert set(graph.get(STRIPE).parent_keys) == {dg.AssetKey(["marts", "stripe_invoice_items"]), measurements, close}
+    outboxes = {dg.AssetKey(["marts", name]) for name in ("stripe_invoice_items", "stripe_meter_events")}
+    assert set(graph.get(STRIPE).parent_keys) == {*outboxes, measurements, close}
     assert set(graph.get(close).parent_keys) == {dg.AssetKey(["marts", "fct_pending_adjustments"]), measurements}
     guards = {
         key.name

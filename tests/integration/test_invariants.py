@@ -113,6 +113,7 @@ def test_incremental_equals_full_refresh(warehouse: Warehouse, tmp_path: Path) -
         "fct_stripe_sync_problems",
         "fct_what_if",
         "stripe_invoice_items",
+        "stripe_meter_events",
     }
     warehouse.build_models(full_refresh=True)
     assert warehouse.marts() == incremental

@@ -32,33 +32,53 @@ by_object as (
 
 ),
 
+{# A line that a meter did not take is settled by its invoice item. #}
+settled_by_item as (
+
+    select distinct
+        stripe_account,
+        entity_key
+    from sync_log
+    where
+        entity = 'invoice_item'
+        and step = 'confirmed'
+
+),
+
 problems as (
 
     select
         ---------- ids
-        stripe_account,
-        entity,
-        entity_key,
-        customer_id,
-        request_id,
-        idempotency_key,
+        by_object.stripe_account,
+        by_object.entity,
+        by_object.entity_key,
+        by_object.customer_id,
+        by_object.request_id,
+        by_object.idempotency_key,
 
         ---------- strings
-        billing_period,
+        by_object.billing_period,
         {# A try without a refusal may have arrived. #}
-        case when refusals = tries then 'refused' else 'unknown' end as outcome,
-        error_code,
-        error_body,
+        case when by_object.refusals = by_object.tries then 'refused' else 'unknown' end as outcome,
+        by_object.error_code,
+        by_object.error_body,
 
         ---------- numerics
-        cast(tries as bigint) as tries,
-        http_status,
+        cast(by_object.tries as bigint) as tries,
+        by_object.http_status,
 
         ---------- timestamps
-        first_tried_at,
-        last_tried_at
+        by_object.first_tried_at,
+        by_object.last_tried_at
     from by_object
-    where confirmations = 0
+    left join settled_by_item
+        on
+            by_object.stripe_account = settled_by_item.stripe_account
+            and by_object.entity_key = settled_by_item.entity_key
+            and by_object.entity = 'meter_event'
+    where
+        by_object.confirmations = 0
+        and settled_by_item.entity_key is null
 
 )
 

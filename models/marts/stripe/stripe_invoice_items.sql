@@ -28,6 +28,12 @@ currencies as (
 
 ),
 
+meter_events as (
+
+    select * from {{ ref('stripe_meter_events') }}
+
+),
+
 {# The unit price of a line that one tier made alone; the tier is then the only object of the list. A price per package or the rate of
    a percentage is no price of a unit, and an adjustment may be made of several prices. #}
 lines_of_one_tier as (
@@ -92,6 +98,8 @@ invoice_items as (
             when currencies.stripe_minor_units is null or currencies.stripe_minor_units <> currencies.minor_units
                 then 'currency_unit_differs'
             when closed_lines.amount_minor = 0 then 'zero_amount'
+            {# Unless Stripe's meters cannot take it: that depends on the time, so the sync decides. #}
+            when meter_events.line_id is not null then 'meter_event'
         end as hold_reason,
         closed_lines.service_period_start_at,
         closed_lines.service_period_end_at
@@ -104,6 +112,8 @@ invoice_items as (
         on closed_lines.currency_code = currencies.currency_code
     left join lines_with_unit_price
         on closed_lines.line_id = lines_with_unit_price.line_id
+    left join meter_events
+        on closed_lines.line_id = meter_events.line_id
 
 )
 

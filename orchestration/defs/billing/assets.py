@@ -38,20 +38,26 @@ def closed_period(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Non
 
 @dg.asset(
     key=["stripe", "invoice_items"],
-    deps=[closed_period, get_asset_key_for_model([dbt_models], "stripe_invoice_items"), MEASUREMENTS],
+    deps=[
+        closed_period,
+        get_asset_key_for_model([dbt_models], "stripe_invoice_items"),
+        get_asset_key_for_model([dbt_models], "stripe_meter_events"),
+        MEASUREMENTS,
+    ],
     partitions_def=BILLING_PERIODS,
     group_name="billing",
     pool=WAREHOUSE_POOL,
 )
 def stripe_invoice_items(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-    """Send the closed lines of one billing period as items of draft invoices; a second run creates nothing."""
+    """Send the closed lines of one billing period as invoice items or meter events; a second run sends nothing."""
     billing_period = context.partition_key[:7]
-    _, report = guarded_sync(read_settings(), billing_period=billing_period, progress=context.log.info)
-    if not report.is_clean:
+    _, meters, report = guarded_sync(read_settings(), billing_period=billing_period, progress=context.log.info)
+    problems = [*meters.problems, *report.problems]
+    if problems:
         raise dg.Failure(
             description=f"The sync of {billing_period} needs attention.",
-            metadata={"problems": dg.MetadataValue.md("\n".join(f"- {problem}" for problem in report.problems))},
-            allow_retries=report.unknown > 0,
+            metadata={"problems": dg.MetadataValue.md("\n".join(f"- {problem}" for problem in problems))},
+            allow_retries=report.unknown + meters.unknown > 0,
         )
     return dg.MaterializeResult(
         metadata={
@@ -60,5 +66,8 @@ def stripe_invoice_items(context: dg.AssetExecutionContext) -> dg.MaterializeRes
             "found_in_stripe": report.confirmed_by_lookup,
             "there_already": report.already_confirmed,
             "held": report.held,
+            "meter_events_sent": meters.sent,
+            "meter_events_there_already": meters.already_confirmed,
+            "meter_events_as_invoice_items": meters.as_items,
         }
     )

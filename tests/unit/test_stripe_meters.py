@@ -1,0 +1,317 @@
+"""The sync of meter events: a real DuckDB file, the real SDK, the local Stripe server over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stripe
+
+from orchestration.lib.project import PROJECT_DIR
+from orchestration.lib.stripe_meters import (
+    MeterReport,
+    describe_events,
+    find_arrived,
+    plan_events,
+    sync_outboxes,
+)
+from orchestration.lib.stripe_sync import SyncReport, read_back_invoices
+from orchestration.lib.stripe_target import StripeTarget
+from orchestration.lib.warehouse import raw_and_ops_table_statements
+from orchestration.local_stripe import Fault, LocalStripeServer
+from orchestration.local_stripe.control import FaultKind
+from tests.unit.test_stripe_sync import Warehouse, target_of
+
+MONTHS = timedelta(days=40)
+DAY = timedelta(hours=25)
+
+
+class Metering:
+    """An outbox of each kind, Stripe, and a clock that moves with Stripe's."""
+
+    def __init__(self, folder: Path, server: LocalStripeServer) -> None:
+        self.warehouse = Warehouse(folder / "warehouse.duckdb")
+        for statement in raw_and_ops_table_statements(PROJECT_DIR):
+            self.warehouse.connection.execute(statement)
+        self.warehouse.connection.execute(
+            """
+            create table marts.stripe_meter_events (
+                line_id varchar, customer_id varchar, billing_period varchar, event_name varchar, display_name varchar,
+                value_units bigint, event_at timestamp, hold_reason varchar
+            )
+            """
+        )
+        self.server = server
+        # Without the SDK's retries, so that one fault is enough.
+        self.target = target_of(server, lambda method, url, form, send: send())
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.server.control.now(), UTC).replace(tzinfo=None)
+
+    def wait(self, time: timedelta) -> None:
+        self.server.control.advance(time.total_seconds())
+
+    def add(self, line_id: str, value: int | None, age: timedelta = timedelta(hours=2), **columns: Any) -> None:
+        """A line of both outboxes, whose event lies so far back."""
+        self.warehouse.add(line_id, hold_reason="meter_event", amount_minor=7 if (value or 0) > 0 else -7)
+        row = {
+            "line_id": line_id,
+            "customer_id": "customer_1",
+            "billing_period": "2026-10",
+            "event_name": "calls",
+            "display_name": "Calls",
+            "value_units": value,
+            "event_at": (self.now() - age).replace(second=0, microsecond=0),
+        } | columns
+        self.warehouse.connection.execute(
+            f"insert into marts.stripe_meter_events ({', '.join(row)}) values ({', '.join('?' for _ in row)})",
+            list(row.values()),
+        )
+
+    def sync(self, target: StripeTarget | None = None) -> tuple[MeterReport, SyncReport]:
+        return sync_outboxes(
+            self.warehouse.opened,
+            target or self.target,
+            billing_period=None,
+            progress=lambda _: None,
+            sleep=lambda _: None,
+            now=self.now,
+        )
+
+    def total(self, line_id: str) -> float:
+        """What the meter has of the customer in the minute of the line."""
+        (found,) = self.warehouse.connection.execute(
+            "select event_at from marts.stripe_meter_events where line_id = ?", [line_id]
+        ).fetchall()
+        minute = int(found[0].replace(tzinfo=UTC).timestamp())
+        services = self.target.client.v1
+        (customer,) = services.customers.list().data
+        (meter,) = services.billing.meters.list().data
+        summaries = services.billing.meters.event_summaries.list(
+            meter.id, {"customer": customer.id, "start_time": minute, "end_time": minute + 60}
+        )
+        return sum(summary.aggregated_value for summary in summaries.data)
+
+    def items(self) -> list[str]:
+        invoices = read_back_invoices(self.target)
+        return sorted(line_id for invoice in invoices for line_id in invoice.line_ids)
+
+    def fail(self, kind: FaultKind) -> None:
+        """What happens to the next event."""
+        self.server.control.add(Fault(kind, "POST", "/v1/billing/meter_events"))
+
+
+@pytest.fixture
+def metering(tmp_path: Path) -> Iterator[Metering]:
+    with LocalStripeServer(tmp_path / "stripe.sqlite") as server:
+        opened = Metering(tmp_path, server)
+        yield opened
+        opened.warehouse.connection.close()
+
+
+def test_a_quantity_goes_to_a_meter_once_and_is_no_item(metering: Metering) -> None:
+    metering.add("l1", 1250)
+    metering.warehouse.add("fee", amount_minor=100)
+    events, items = metering.sync()
+    assert events == MeterReport(sent=1, meters_created=1)
+    assert items.created == 1
+    assert items.is_clean
+    assert (metering.total("l1"), metering.items()) == (1250, ["fee"])
+    assert metering.warehouse.steps("meter_event", "l1") == ["intent", "confirmed"]
+    (meter,) = metering.target.client.v1.billing.meters.list().data
+    assert (meter.event_name, meter.display_name, meter.default_aggregation.formula) == ("calls", "Calls", "sum")
+
+    metering.wait(MONTHS)
+    events, items = metering.sync()
+    assert events == MeterReport(already_confirmed=1)
+    assert (items.created, metering.total("l1"), metering.items()) == (0, 1250, ["fee"])
+
+
+@pytest.mark.parametrize(("value", "age"), [(-5, timedelta(hours=2)), (5, timedelta(days=36))])
+def test_what_meters_cannot_take_is_an_item_and_stays_one(metering: Metering, value: int, age: timedelta) -> None:
+    metering.add("l1", value, age)
+    events, items = metering.sync()
+    assert (events.as_items, events.is_clean, items.created, metering.items()) == (1, True, 1, ["l1"])
+    # Had the route been chosen again, it would be an event by now.
+    metering.warehouse.connection.execute(
+        "update marts.stripe_meter_events set value_units = 5, event_at = ?", [metering.now()]
+    )
+    events, items = metering.sync()
+    assert (events.as_items, events.sent, items.already_confirmed) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(("kind", "arrives"), [("drop_before", False), ("drop_after", True), ("error_after", True)])
+@pytest.mark.parametrize("pause", [timedelta(0), DAY, MONTHS])
+def test_an_event_of_unknown_outcome_counts_once(
+    metering: Metering, kind: FaultKind, arrives: bool, pause: timedelta
+) -> None:
+    """Again under its identifier; after a day by the sum of its minute; after 40 days as an item, if it had not arrived."""
+    metering.add("l1", 10)
+    metering.add("l2", 10)
+    metering.fail(kind)
+    events, _ = metering.sync()
+    assert events.unknown == 1
+    assert metering.items() == []
+    metering.wait(pause)
+    metering.sync()
+    metering.sync()
+    as_items = {"l1": not arrives, "l2": True} if pause == MONTHS else {}
+    assert metering.items() == [line_id for line_id, is_item in as_items.items() if is_item]
+    expected = 20 - 10 * len(metering.items())
+    assert metering.total("l1") == expected
+    events, items = metering.sync()
+    assert events.is_clean
+    assert items.is_clean
+    assert (events.already_confirmed, events.as_items) == (expected / 10, len(metering.items()))
+
+
+def test_a_minute_that_shows_something_else_stops_its_line_alone(metering: Metering) -> None:
+    metering.add("l1", 10)
+    metering.fail("drop_after")
+    metering.sync()
+    (customer,) = metering.target.client.v1.customers.list().data
+    (row,) = metering.warehouse.connection.execute("select event_at from marts.stripe_meter_events").fetchall()
+    metering.target.client.v1.billing.meter_events.create(
+        {
+            "event_name": "calls",
+            "timestamp": int(row[0].replace(tzinfo=UTC).timestamp()),
+            "payload": {"stripe_customer_id": customer.id, "value": "3"},
+        }
+    )
+    metering.wait(DAY)
+    metering.add("l2", 5)
+    events, _ = metering.sync()
+    assert events.sent == 1
+    (problem,) = events.problems
+    assert "lines l1: the meter calls" in problem
+    assert "has 13 of customer" in problem
+    assert "neither 0 nor that with any of [10]" in problem
+    assert (metering.total("l1"), metering.total("l2"), metering.items()) == (13, 5, [])
+
+
+def test_a_refused_event_stops_its_line_alone_and_goes_again_under_another_identifier(metering: Metering) -> None:
+    metering.add("l1", 10)
+    metering.add("l2", 20)
+
+    def refuse(method: str, url: str, form: str, send: Any) -> Any:
+        if url.endswith("/meter_events") and "l1-0" in form:
+            return b'{"error": {"type": "invalid_request_error", "code": "no_meter", "message": "no"}}', 400, {}
+        return send()
+
+    events, _ = metering.sync(target_of(metering.server, refuse))
+    assert (events.failed, events.sent) == (1, 1)
+    assert "line l1: its meter event was not sent, because event l1-0: HTTP 400 no_meter: no" in events.problems[0]
+    events, _ = metering.sync()
+    assert (events.sent, events.is_clean, metering.total("l1") + metering.total("l2")) == (1, True, 60)
+    assert metering.warehouse.steps("meter_event", "l1") == ["intent", "failed", "intent", "confirmed"]
+
+
+def test_a_meter_that_differs_is_named_and_takes_no_event(metering: Metering) -> None:
+    made = metering.target.client.v1.billing.meters.create(
+        {"event_name": "calls", "display_name": "Calls", "default_aggregation": {"formula": "count"}}
+    )
+    metering.add("l1", 10)
+    events, _ = metering.sync()
+    assert events.failed == 1
+    assert (
+        f"meter calls ({made.id}) in Stripe: default_aggregation.formula is 'count', not 'sum'." in events.problems[0]
+    )
+    assert metering.total("l1") == 0
+    assert metering.items() == []
+
+
+def test_a_line_that_is_held_waits_in_both_outboxes(metering: Metering) -> None:
+    metering.add("l1", None, hold_reason="fraction_of_meter_unit")
+    metering.add("l2", 5, age=-timedelta(hours=1))
+    events, items = metering.sync()
+    assert (events.held, events.waiting, items.created) == (1, 1, 0)
+    assert "line l2: its meter event waits" in events.problems[0]
+
+
+def test_an_event_keeps_its_way_when_the_route_changes(metering: Metering) -> None:
+    metering.add("sent", 5)
+    metering.sync()
+    metering.add("unknown", 6)
+    metering.fail("drop_after")
+    metering.sync()
+    metering.warehouse.connection.execute("delete from marts.stripe_meter_events")
+    metering.warehouse.connection.execute("update marts.stripe_invoice_items set hold_reason = null")
+    events, items = metering.sync()
+    assert (items.created, metering.items()) == (0, [])
+    assert "line unknown: was tried as a meter event without a known outcome" in events.problems[0]
+
+
+def test_a_dry_run_says_what_would_go_where_and_sends_nothing(metering: Metering) -> None:
+    metering.add("l1", 5)
+    metering.add("l2", -1)
+    decisions, lines = plan_events(metering.warehouse.opened, metering.target, None)
+    assert describe_events(decisions).splitlines() == [
+        "event l1-0: 5 on calls, customer customer_1",
+        "line l2: -1 on calls goes as an invoice item",
+        "would send 1 meter events and look for 0; 0 there already, 1 as invoice items, 0 held, 0 waiting",
+    ]
+    assert {line.line_id: line.hold_reason for line in lines} == {"l1": "meter_event", "l2": None}
+    assert metering.warehouse.log() == []
+    assert plan_events(metering.warehouse.opened, metering.target, "2026-09")[0] == []
+
+
+def test_values_that_arrived_are_found_by_their_sum() -> None:
+    assert find_arrived([2, 3], 0) == ()
+    assert find_arrived([2, 3], 3) == (1,)
+    assert find_arrived([2, 2], 2) == (0,)
+    assert find_arrived([2, 3], 5) == (0, 1)
+    assert find_arrived([2, 3], 4) is None
+    assert find_arrived([2, 3], -1) is None
+
+
+# The local Stripe server's side
+
+
+def test_the_local_server_checks_events_as_stripe_does(metering: Metering) -> None:
+    services = metering.target.client.v1
+    services.billing.meters.create(
+        {"event_name": "calls", "display_name": "Calls", "default_aggregation": {"formula": "sum"}}
+    )
+    customer = services.customers.create().id
+    now = int(metering.server.control.now())
+
+    def send(identifier: str, value: str = "1", timestamp: int = now, name: str = "calls", who: str = customer) -> None:
+        services.billing.meter_events.create(
+            {
+                "event_name": name,
+                "identifier": identifier,
+                "timestamp": timestamp,
+                "payload": {"stripe_customer_id": who, "value": value},
+            }
+        )
+
+    def refusal(*arguments: Any, **named: Any) -> str | None:
+        with pytest.raises(stripe.InvalidRequestError) as refused:
+            send(*arguments, **named)
+        assert refused.value.http_status == 400
+        return refused.value.code or refused.value.param
+
+    send("a")
+    assert refusal("a") == "identifier"
+    assert refusal("b", value="1.5") == "meter_event_invalid_value"
+    assert refusal("b", value="-1") == "meter_event_invalid_value"
+    assert refusal("b", timestamp=now - 36 * 86400) == "timestamp_too_far_in_past"
+    assert refusal("b", timestamp=now + 600) == "timestamp_in_future"
+    assert refusal("b", name="other") == "no_meter"
+    assert refusal("b" * 101) == "identifier"
+    send("a customer that is not there is taken and never counts", who="cus_none")
+    metering.wait(DAY)
+    send("a", value="2")
+    (meter,) = services.billing.meters.list().data
+    minute = now - now % 60
+    summary = services.billing.meters.event_summaries.list(
+        meter.id, {"customer": customer, "start_time": minute, "end_time": minute + 60}
+    )
+    assert [found.aggregated_value for found in summary.data] == [3]
+    with pytest.raises(stripe.InvalidRequestError, match="minute boundaries"):
+        services.billing.meters.event_summaries.list(
+            meter.id, {"customer": customer, "start_time": minute + 1, "end_time": minute + 60}
+        )
