@@ -34,8 +34,8 @@ meter_events as (
 
 ),
 
-{# The unit price of a line that one tier made alone; the tier is then the only object of the list. A price per package or the rate of
-   a percentage is no price of a unit, and an adjustment may be made of several prices. #}
+{# The unit price of a line that one tier made alone; the tier is then the only object of the list. A price per package or the
+   rate of a percentage is no price of a unit, and an adjustment may be made of several prices. #}
 lines_of_one_tier as (
 
     select
