@@ -18,6 +18,7 @@ from dbt.parser.manifest import ManifestLoader
 
 from orchestration.lib import project
 from orchestration.lib.landing import land_files
+from orchestration.lib.price_book import price_book_hash
 from orchestration.lib.project import PROJECT_DIR, Settings
 from orchestration.lib.warehouse import connect
 
@@ -66,6 +67,7 @@ class Warehouse:
         self.settings = settings
         self.folder = folder
         self._files = 0
+        self._seeds_loaded: str | None = None
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         with connect(self.settings) as connection:
@@ -114,13 +116,37 @@ class Warehouse:
         with _without_artifacts():
             project.build(self.settings, full_refresh=full_refresh, as_of=as_of, quiet=True)
 
-    def build_models(self, *, full_refresh: bool = False, as_of: str | None = None) -> None:
-        """Build without data tests, which take most of the time: for steps on the way, and for states to compare with."""
-        arguments = ["--full-refresh"] if full_refresh else []
+    def build_models(self, *select: str, full_refresh: bool = False, as_of: str | None = None) -> None:
+        """Build without data tests, which take most of the time: for steps on the way, and for states to compare with.
+
+        Args:
+            select: what a test looks at, such as `+int_usage_hourly`; everything by default.
+            full_refresh: rebuild from raw.
+            as_of: instant in UTC.
+        """
+        seeds = price_book_hash(self.settings.project)
+        # Loading seeds again that have not changed changes nothing.
+        arguments = ["model"] if seeds == self._seeds_loaded else ["seed", "model"]
+        if select:
+            arguments += ["--select", *select]
+        else:
+            self._seeds_loaded = seeds
+        if full_refresh:
+            arguments.append("--full-refresh")
         if as_of is not None:
             arguments += ["--vars", f"{{as_of: '{as_of}'}}"]
         with _without_artifacts():
-            project.run_dbt(self.settings, "build", "--resource-type", "seed", "model", *arguments, quiet=True)
+            project.run_dbt(self.settings, "build", "--resource-type", *arguments, quiet=True)
+
+    def count_as_whole(self) -> None:
+        """What was built may be closed and sent, as if the data tests had run with it."""
+        with connect(self.settings) as connection:
+            connection.execute("update ops.build_log set is_whole = true")
+
+    def tables(self, *names: str) -> dict[str, list[Row]]:
+        """These tables, every column, in a fixed order of rows."""
+        with connect(self.settings) as connection:
+            return {name: connection.execute(f"select * from {name} order by all").fetchall() for name in names}
 
     def marts(self) -> dict[str, list[Row]]:
         """Every mart, every column, in a fixed order of rows."""
@@ -128,10 +154,11 @@ class Warehouse:
             names = [
                 row[0]
                 for row in connection.execute(
-                    "select table_name from information_schema.tables where table_schema = 'marts' order by 1"
+                    "select 'marts.' || table_name from information_schema.tables "
+                    "where table_schema = 'marts' order by 1"
                 ).fetchall()
             ]
-            return {name: connection.execute(f"select * from marts.{name} order by all").fetchall() for name in names}
+        return {name.removeprefix("marts."): rows for name, rows in self.tables(*names).items()}
 
     def outcome_counts(self) -> dict[str, int]:
         rows = self.query("select delivery_status, count(*) from staging.stg_event_deliveries group by 1")

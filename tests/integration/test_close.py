@@ -35,13 +35,7 @@ def usage(key: str, day: str, tokens: int, customer: str = "cus_000") -> dict[st
 
 def build(warehouse: Warehouse, as_of: datetime) -> None:
     warehouse.build_models(as_of=as_of.isoformat(sep=" "))
-    count_as_whole(warehouse)
-
-
-def count_as_whole(warehouse: Warehouse) -> None:
-    """The data tests of the build were left out to save time; what they would find is tested elsewhere."""
-    with connect(warehouse.settings) as connection:
-        connection.execute("update ops.build_log set is_whole = true")
+    warehouse.count_as_whole()
 
 
 def close(warehouse: Warehouse, period: str, **options: Any) -> CloseReport:
@@ -111,7 +105,7 @@ def test_closed_is_closed(two_months: Warehouse, project_copy: Path) -> None:
     # Again: nothing, also after a full refresh.
     assert close(warehouse, "2026-09").run_id is None
     warehouse.build_models(as_of=AFTER_SEPTEMBER.isoformat(sep=" "), full_refresh=True)
-    count_as_whole(warehouse)
+    warehouse.count_as_whole()
     assert close(warehouse, "2026-09").run_id is None
     assert ledger(warehouse) == billed
 
@@ -219,7 +213,7 @@ def test_what_must_not_be_closed(two_months: Warehouse) -> None:
         close(warehouse, "2026-10")
     warehouse.query("delete from raw.usage_events where batch_id = 'bad'")
     warehouse.build_models(as_of="2026-11-01 15:00:00", full_refresh=True)
-    count_as_whole(warehouse)
+    warehouse.count_as_whole()
     with pytest.raises(CloseRefused, match=r"within grace until 2026-11-02"):
         close(warehouse, "2026-10")
     forced = close(warehouse, "2026-10", forced_reason="the auditor waits")
@@ -234,7 +228,7 @@ def test_a_build_of_the_past_takes_nothing_back(two_months: Warehouse) -> None:
     close(warehouse, "2026-09")
     billed = ledger(warehouse)
     warehouse.build_models(as_of="2026-10-02 20:00:00", full_refresh=True)
-    count_as_whole(warehouse)
+    warehouse.count_as_whole()
     with pytest.raises(CloseRefused, match=r"until 2026-10-02 20:00:00 UTC, the last close until 2026-10-03"):
         close(warehouse, "2026-09", adjustments_only=True)
     assert ledger(warehouse) == billed

@@ -30,7 +30,7 @@ from tests.integration.closing_book import (
 )
 from tests.integration.conftest import Warehouse
 from tests.integration.price_books import write_seeds
-from tests.integration.test_close import build, close, count_as_whole
+from tests.integration.test_close import build, close
 
 HISTORIES = int(os.environ.get("METERING_CLOSE_HISTORIES", "0"))
 SEED = os.environ.get("METERING_CLOSE_SEED")
@@ -138,7 +138,7 @@ class History:
         write_seeds(self.warehouse.settings.project, {**self.seeds, **approvals})
         if full_refresh:
             self.warehouse.build_models(as_of=self.as_of.isoformat(sep=" "), full_refresh=True)
-            count_as_whole(self.warehouse)
+            self.warehouse.count_as_whole()
         else:
             build(self.warehouse, self.as_of)
         self.note("full refresh" if full_refresh else "build")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from orchestration.lib.project import run_dbt
 from tests.integration.conftest import Warehouse
 
 MakeEvent = Callable[..., dict[str, Any]]
@@ -28,9 +27,7 @@ class Delivery(NamedTuple):
 
 def build_metering(warehouse: Warehouse) -> None:
     """Seeds and models up to the hourly usage, without what is made of it."""
-    run_dbt(
-        warehouse.settings, "build", "--resource-type", "seed", "model", "--select", "+int_usage_hourly", quiet=True
-    )  # fmt: skip
+    warehouse.build_models("+int_usage_hourly")
 
 
 def key_number(key: str) -> int:
@@ -141,7 +138,7 @@ def test_each_kind_of_correction_counts_as_it_should(warehouse: Warehouse, make_
         of_batch = [delivery for delivery in deliveries if delivery.batch == batch]
         landed += of_batch
         warehouse.insert_deliveries(of_batch)
-        warehouse.build() if batch == "a" else build_metering(warehouse)
+        warehouse.build_models() if batch == "a" else build_metering(warehouse)
         reasons = counted(warehouse)
         assert reasons == reasons_of(landed), f"after batch {batch}"
         events = {each.event["idempotency_key"]: each.event for each in reversed(landed)}

@@ -19,6 +19,8 @@ from orchestration.lib.sync import guarded_sync
 from orchestration.lib.warehouse import connect
 from tests.integration.conftest import Warehouse
 
+MEASUREMENTS = "+fct_guard_measurements"
+
 
 @pytest.fixture
 def demo(warehouse: Warehouse, tmp_path: Path) -> DemoData:
@@ -76,7 +78,8 @@ def test_breach_blocks_until_it_is_mended_or_accepted(
         writer.writeheader()
         writer.writerows(rows)
     land_totals(warehouse, breached)
-    warehouse.build()
+    warehouse.build_models()
+    warehouse.count_as_whole()
 
     with connect(warehouse.settings) as connection:
         report = run_guards(connection, warehouse.settings.data_docs)
@@ -171,7 +174,8 @@ def test_rejected_deliveries_above_the_threshold_block(
     warehouse: Warehouse, demo: DemoData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warehouse.land_lines(["{broken"] * 10)
-    warehouse.build()
+    warehouse.build_models(MEASUREMENTS)
+    warehouse.count_as_whole()
     assert run_cli(warehouse, monkeypatch, "check") == 1
     assert run_cli(warehouse, monkeypatch, "sync") == 1
     assert objects_in_stripe(warehouse) == 0
@@ -179,7 +183,7 @@ def test_rejected_deliveries_above_the_threshold_block(
 
 def test_a_delivery_that_is_in_the_file_and_not_in_the_raw_table_blocks(warehouse: Warehouse, demo: DemoData) -> None:
     warehouse.query("delete from raw.usage_events where line_number = 1 returning 1")
-    warehouse.build_models()
+    warehouse.build_models(MEASUREMENTS)
     with connect(warehouse.settings) as connection:
         report = run_guards(connection, warehouse.settings.data_docs)
     assert [outcome.guard_code for outcome in report.outcomes if not outcome.passed] == ["dropped_events"]
@@ -187,7 +191,7 @@ def test_a_delivery_that_is_in_the_file_and_not_in_the_raw_table_blocks(warehous
 
 def test_an_accepted_breach_does_not_block_and_a_missing_threshold_does(warehouse: Warehouse, demo: DemoData) -> None:
     warehouse.land_lines(["{broken"] * 100)
-    warehouse.build_models()
+    warehouse.build_models(MEASUREMENTS)
     warehouse.query(
         "update marts.fct_guard_measurements set exception_reason = 'known' where guard_code = 'ingestion_error_rate' returning 1"
     )
@@ -202,7 +206,7 @@ def test_an_accepted_breach_does_not_block_and_a_missing_threshold_does(warehous
 
 
 def test_nothing_measured_is_a_breach_where_it_is_required(warehouse: Warehouse) -> None:
-    warehouse.build_models()
+    warehouse.build_models(MEASUREMENTS)
     with connect(warehouse.settings) as connection:
         report = run_guards(connection, warehouse.settings.data_docs)
     assert {outcome.guard_code: outcome.passed for outcome in report.outcomes} == {
@@ -218,7 +222,8 @@ def test_nothing_measured_is_a_breach_where_it_is_required(warehouse: Warehouse)
 def test_a_failed_or_unfinished_build_blocks(warehouse: Warehouse, demo: DemoData) -> None:
     with pytest.raises(MeteringError, match="Nothing has been built yet"):
         guarded_sync(warehouse.settings, billing_period=None, progress=lambda _: None)
-    warehouse.build()
+    warehouse.build_models(MEASUREMENTS)
+    warehouse.count_as_whole()
     run_dbt(warehouse.settings, "run", "--select", "int_numbers", quiet=True)
     with pytest.raises(MeteringError, match="built or tested only a part"):
         guarded_sync(warehouse.settings, billing_period=None, progress=lambda _: None)

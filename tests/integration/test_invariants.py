@@ -22,6 +22,12 @@ from tests.integration.conftest import Warehouse
 MakeEvent = Callable[..., dict[str, Any]]
 EVENTS = 1_500
 
+# What builds add to; all else is made of it anew.
+INCREMENTAL = ("staging.stg_event_deliveries", "intermediate.int_usage_hourly")
+METERING = "+int_usage_hourly"
+USAGE = "+fct_usage_by_service_period"
+CONFLICTS = "+fct_event_conflicts"
+
 
 def metered(warehouse: Warehouse) -> list[tuple[Any, ...]]:
     return warehouse.query(
@@ -58,7 +64,7 @@ def test_order_batches_and_copies_change_no_total(warehouse: Warehouse, tmp_path
     """Loaded three times in shuffled order, in 7 batches each, every tenth line repeated: the totals of one plain load."""
     lines = without_conflicts(demo_lines(tmp_path / "demo"))
     warehouse.land_lines(lines)
-    warehouse.build_models()
+    warehouse.build_models(USAGE)
     expected = metered(warehouse)
     plain = warehouse.outcome_counts()
     assert plain["accepted"] > 1_000
@@ -73,8 +79,8 @@ def test_order_batches_and_copies_change_no_total(warehouse: Warehouse, tmp_path
         for batch in range(7):
             warehouse.land_lines(shuffled[batch::7])
         if repetition == 0:
-            warehouse.build_models()
-    warehouse.build()
+            warehouse.build_models(USAGE)
+    warehouse.build_models(USAGE)
     assert metered(warehouse) == expected
     counts = warehouse.outcome_counts()
     assert counts["accepted"] == plain["accepted"]
@@ -99,7 +105,7 @@ def test_incremental_equals_full_refresh(warehouse: Warehouse, tmp_path: Path) -
         warehouse.land_lines(lines[batch::4])
         if batch == 2:
             warehouse.land(data.sessions)
-        warehouse.build_models()
+        warehouse.build_models(METERING)
     warehouse.build()
     incremental = warehouse.marts()
     # Nothing has been closed, sent, compared with another system or asked of another price book; corrections and late
@@ -118,8 +124,9 @@ def test_incremental_equals_full_refresh(warehouse: Warehouse, tmp_path: Path) -
     warehouse.build_models(full_refresh=True)
     assert warehouse.marts() == incremental
     # And the build after a full refresh finds nothing to do.
-    warehouse.build_models()
-    assert warehouse.marts() == incremental
+    refreshed = warehouse.tables(*INCREMENTAL)
+    warehouse.build_models(METERING)
+    assert warehouse.tables(*INCREMENTAL) == refreshed
 
 
 def change_seed(project: Path, seed: str, change: Callable[[list[dict[str, str]]], list[dict[str, str]]]) -> None:
@@ -182,7 +189,7 @@ def test_a_changed_seed_equals_full_refresh(warehouse_of_copy: Warehouse, projec
     )
     change_seed(project_copy, "accounts/subscriptions.csv", drop_where(customer_id="cus_004"))
     change_seed(project_copy, "accounts/customers.csv", drop_where(customer_id="cus_004"))
-    warehouse.build()
+    warehouse.build_models()
     incremental = warehouse.marts()
     assert incremental["fct_rejected_events"] != before["fct_rejected_events"]
     assert incremental["fct_usage_hourly"] != before["fct_usage_hourly"]
@@ -205,10 +212,10 @@ def test_the_first_receipt_counts_in_whatever_order_batches_commit(warehouse: Wa
     noon = datetime(2026, 9, 10, 12, 0)
     warehouse.insert_delivery("late", 1, noon + timedelta(hours=1), make_event("k1", p_context_tokens=200))
     warehouse.insert_delivery("late", 2, noon + timedelta(hours=1), make_event("k2", p_context_tokens=7))
-    warehouse.build_models()
+    warehouse.build_models(USAGE, CONFLICTS)
     assert tokens(warehouse) == 207
     warehouse.insert_delivery("early", 1, noon + timedelta(minutes=5), make_event("k1", p_context_tokens=100))
-    warehouse.build_models()
+    warehouse.build_models(USAGE, CONFLICTS)
     assert tokens(warehouse) == 107
     conflicts = warehouse.query(
         "select idempotency_key, delivery_id, counted_delivery_id, conflicting_fields from marts.fct_event_conflicts"
@@ -216,10 +223,10 @@ def test_the_first_receipt_counts_in_whatever_order_batches_commit(warehouse: Wa
     assert conflicts == [("k1", "late:1", "early:1", "properties")]
     # More rows of a batch that was staged already, as a streaming loader would add them.
     warehouse.insert_delivery("early", 2, noon + timedelta(minutes=6), make_event("k3", p_context_tokens=1000))
-    warehouse.build()
+    warehouse.build_models(USAGE, CONFLICTS)
     assert tokens(warehouse) == 1107
     incremental = warehouse.marts()
-    warehouse.build_models(full_refresh=True)
+    warehouse.build_models(USAGE, CONFLICTS, full_refresh=True)
     assert warehouse.marts() == incremental
 
 
@@ -232,10 +239,10 @@ def tokens(warehouse: Warehouse) -> int:
 
 def test_a_malformed_first_delivery_does_not_burn_the_key(warehouse: Warehouse, make_event: MakeEvent) -> None:
     warehouse.land_events([make_event("k1", p_context_tokens=-1), make_event("k1", customer_id="nobody")])
-    warehouse.build_models()
+    warehouse.build_models(USAGE)
     assert warehouse.outcome_counts() == {"accepted": 0, "duplicate": 0, "rejected": 2}
     warehouse.land_events([make_event("k1", p_context_tokens=5), make_event("k1", p_context_tokens=5)])
-    warehouse.build_models()
+    warehouse.build_models(USAGE)
     assert warehouse.outcome_counts() == {"accepted": 1, "duplicate": 1, "rejected": 2}
     assert tokens(warehouse) == 5
 
@@ -247,7 +254,7 @@ def test_content_in_another_key_order_is_no_conflict(warehouse: Warehouse, make_
         "occurred_at": "2026-09-10T14:00:00+02:00",
     }
     warehouse.land_events([event, reordered])
-    warehouse.build_models()
+    warehouse.build_models(CONFLICTS)
     assert warehouse.outcome_counts() == {"accepted": 1, "duplicate": 1, "rejected": 0}
     assert warehouse.query("select * from marts.fct_event_conflicts") == []
 
@@ -259,7 +266,7 @@ def test_conflicts_are_found_whatever_the_properties_are_called(warehouse: Wareh
         warehouse.land_events(
             [make_event(f"k{number}", **{"p_" + name: 1}), make_event(f"k{number}", **{"p_" + name: 2})]
         )
-    warehouse.build_models()
+    warehouse.build_models(CONFLICTS)
     conflicts = warehouse.query("select idempotency_key, conflicting_fields from marts.fct_event_conflicts order by 1")
     assert conflicts == [(f"k{number}", "properties") for number in range(len(names))]
 
@@ -271,16 +278,16 @@ def test_a_build_meters_only_hours_that_new_events_touch(
     with (project_copy / "seeds/catalog/metric_filters.csv").open("a") as stream:
         stream.write("code_requests,model,in,huge\n")
     warehouse_of_copy.land_events([make_event("k1", customer_id="cus_002", occurred_at="2026-09-10T10:40:00Z")])
-    warehouse_of_copy.build_models()
+    warehouse_of_copy.build_models("+fct_usage_hourly")
     charges = project_copy / "seeds/pricing/charges.csv"
     charges.write_text(charges.read_text().replace("2026-10-15 00:00:00", "2026-09-10 16:05:00"))
-    warehouse_of_copy.build_models()
+    warehouse_of_copy.build_models("+fct_usage_hourly")
     assert warehouse_of_copy.query(
         "select count(*) from marts.fct_usage_hourly where window_start_at = '2026-09-10 10:35:00'"
     )
     before = warehouse_of_copy.query("select max(stage_sequence) from intermediate.int_usage_hourly")
     warehouse_of_copy.land_events([make_event("k2", occurred_at="2026-09-12T10:40:00Z")])
-    warehouse_of_copy.build_models()
+    warehouse_of_copy.build_models("+fct_usage_hourly")
     touched = warehouse_of_copy.query(
         "select distinct customer_id, hour_start_at from intermediate.int_usage_hourly "
         f"where stage_sequence > {before[0][0]}"
@@ -338,7 +345,7 @@ def test_each_malformed_event_is_rejected_with_its_reason(
     several = make_event("several", customer_id="nobody", occurred_at="soon", p_service="telepathy")
     good = [json.dumps(make_event(f"good-{number}")) for number in range(20)]
     warehouse_of_copy.land_lines([*lines, json.dumps(several), *good])
-    warehouse_of_copy.build()
+    warehouse_of_copy.build_models("+fct_rejected_events")
     assert warehouse_of_copy.outcome_counts() == {"accepted": 20, "duplicate": 0, "rejected": len(MALFORMED) + 1}
     rows = warehouse_of_copy.query(
         "select line_number, reason_codes, reason_messages from marts.fct_rejected_events order by line_number"
@@ -354,17 +361,17 @@ def test_as_of_sees_only_what_had_been_received(warehouse: Warehouse, make_event
         warehouse.insert_delivery(
             f"batch-{hour}", 1, datetime(2026, 9, 11, hour), make_event(f"k{hour}", p_context_tokens=10**hour)
         )
-    warehouse.build_models(as_of="2026-09-11 02:00:00")
+    warehouse.build_models(USAGE, as_of="2026-09-11 02:00:00")
     assert tokens(warehouse) == 110
-    warehouse.build_models(as_of="2026-09-11 03:00:00")
+    warehouse.build_models(USAGE, as_of="2026-09-11 03:00:00")
     assert tokens(warehouse) == 1110
     with pytest.raises(BuildError, match="lies before deliveries that are already staged"):
-        warehouse.build(as_of="2026-09-11 01:00:00")
+        warehouse.build_models(USAGE, as_of="2026-09-11 01:00:00")
     assert tokens(warehouse) == 1110
-    warehouse.build_models(as_of="2026-09-11 01:00:00", full_refresh=True)
+    warehouse.build_models(USAGE, as_of="2026-09-11 01:00:00", full_refresh=True)
     assert tokens(warehouse) == 10
     with pytest.raises(BuildError, match="lies after the start of the build"):
-        warehouse.build(as_of="2999-01-01 00:00:00")
+        warehouse.build_models(USAGE, as_of="2999-01-01 00:00:00")
 
 
 def test_a_metric_or_event_type_that_comes_and_goes(
@@ -392,8 +399,8 @@ def test_a_metric_or_event_type_that_comes_and_goes(
     ):
         write(types, metrics)
         warehouse_of_copy.land_events([make_event(f"n{number}", event_type="telegram", properties={})])
-        warehouse_of_copy.build_models()
-    warehouse_of_copy.build()
+        warehouse_of_copy.build_models(METERING)
+    warehouse_of_copy.build_models()
     incremental = warehouse_of_copy.marts()
     assert warehouse_of_copy.query(
         "select sum(event_count) from marts.fct_usage_hourly where metric_code = 'telegrams'"
@@ -413,17 +420,14 @@ def test_a_full_refresh_of_staging_alone_reaches_the_metering(
         make_event("k1", p_context_tokens=100),
         make_event("k2", p_context_tokens=7, occurred_at="2026-09-11T12:00:00Z"),
     ])  # fmt: skip
-    warehouse_of_copy.build_models()
+    warehouse_of_copy.build_models(USAGE)
     assert tokens(warehouse_of_copy) == 107
     properties = project_copy / "seeds/catalog/event_properties.csv"
     properties.write_text(
         properties.read_text().replace("context_tokens,integer,true,0,", "context_tokens,integer,true,50,")
     )
-    run_dbt(
-        warehouse_of_copy.settings, "build", "--full-refresh", "--resource-type", "seed", "model",
-        "--select", "+stg_event_deliveries", quiet=True,
-    )  # fmt: skip
-    warehouse_of_copy.build_models()
+    warehouse_of_copy.build_models("+stg_event_deliveries", full_refresh=True)
+    warehouse_of_copy.build_models(USAGE)
     assert tokens(warehouse_of_copy) == 100
 
 
@@ -432,11 +436,11 @@ def test_lost_rows_fail_the_build(
 ) -> None:
     """The conservation test can fail: a delivery that leaves the raw table after it was staged is noticed, by batch."""
     warehouse.land_events([make_event("k1"), make_event("k2")])
-    warehouse.build_models()
+    warehouse.build_models("+stg_event_deliveries")
     ((batch,),) = warehouse.query("select distinct batch_id from raw.usage_events")
     warehouse.query("delete from raw.usage_events where idempotency_key = 'k1' returning 1")
     with pytest.raises(BuildError):
-        warehouse.build()
+        run_dbt(warehouse.settings, "test", "--select", "stg_event_deliveries,test_type:data", quiet=True)
     printed = capfd.readouterr().out
     assert "deliveries in raw = accepted + duplicates + rejected, for every batch" in printed
     assert batch in printed

@@ -7,7 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from orchestration.lib.project import run_dbt
 from tests.integration.conftest import Warehouse
 from tests.integration.test_invariants import change_seed, tokens
 
@@ -16,12 +15,11 @@ IN_TIME = datetime(2026, 9, 20)
 LATE = datetime(2026, 10, 5)
 
 
-def build_usage(warehouse: Warehouse) -> None:
+def build_usage(warehouse: Warehouse, *, full_refresh: bool = False) -> None:
     """Seeds and models up to the usage of service periods, without what is rated."""
-    run_dbt(
-        warehouse.settings, "build", "--resource-type", "seed", "model",
-        "--select", "+fct_usage_by_service_period", "+fct_late_events", "+fct_event_corrections", quiet=True,
-    )  # fmt: skip
+    warehouse.build_models(
+        "+fct_usage_by_service_period", "+fct_late_events", "+fct_event_corrections", full_refresh=full_refresh
+    )
 
 
 def statuses(warehouse: Warehouse) -> dict[str, str]:
@@ -70,11 +68,11 @@ def test_decisions_and_policies_take_effect_with_the_next_build(
     decide("accept", idempotency_key="late")
     decide("accept", idempotency_key="late void")
     decide("reject", batch_id="later")
-    warehouse.build()
+    build_usage(warehouse)
     assert statuses(warehouse) == {"late": "accepted", "late void": "accepted", "late too": "rejected"}
     assert tokens(warehouse) == 1 + 4 + 8
     decided = warehouse.marts()
-    warehouse.build_models(full_refresh=True)
+    build_usage(warehouse, full_refresh=True)
     assert warehouse.marts() == decided
 
     # Policies matter where nothing was decided.

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -1001,7 +1002,8 @@ def check_explanations(warehouse: Warehouse) -> None:
 def build(warehouse: Warehouse, project: Path, draw: Draw) -> None:
     """In two steps, so that what the second build adds to the first must equal what the oracle sees at once."""
     write_seeds(project, draw.seeds)
-    for part, build_step in ((draw.events[::2], warehouse.build_models), (draw.events[1::2], warehouse.build)):
+    build_metering = partial(warehouse.build_models, "+int_usage_hourly")
+    for part, build_step in ((draw.events[::2], build_metering), (draw.events[1::2], warehouse.build)):
         warehouse.land_events(part)
         with connect(warehouse.settings) as connection:
             # As if they had come in just before as_of.

@@ -55,9 +55,7 @@ class Page(HTMLParser):
 def test_every_invoice_of_the_demo_adds_up(warehouse: Warehouse, tmp_path: Path) -> None:
     warehouse.land(*write_demo_data(tmp_path / "demo", events=2_000).event_files)
     warehouse.build_models()
-    with connect(warehouse.settings) as connection:
-        # Without the data tests of the build, which take long and are run elsewhere.
-        connection.execute("update ops.build_log set is_whole = true")
+    warehouse.count_as_whole()
     close_periods(
         warehouse.settings, ["2026-08", "2026-09"], forced_reason="few events, many malformed", progress=lambda _: None
     )

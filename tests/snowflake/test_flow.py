@@ -26,7 +26,7 @@ from orchestration.lib.demo_events import write_demo_data
 from orchestration.lib.explain import explain_line
 from orchestration.lib.landing import SHADOW_FIELDS, land_files, land_independent_totals, land_shadow_billing
 from orchestration.lib.price_book import price_book_hash, record_price_book, restore_price_book
-from orchestration.lib.project import PROJECT_DIR, MeteringError, Settings, read_settings
+from orchestration.lib.project import PROJECT_DIR, MeteringError, Settings, read_settings, run_dbt
 from orchestration.lib.scenario import list_prefixes
 from orchestration.lib.snowflake_warehouse import SnowflakeWarehouse, open_snowflake, with_question_marks
 from orchestration.lib.stripe_lock import SyncLock, SyncLockError, hold_sync_lock
@@ -301,6 +301,17 @@ class Side:
         captured = self._capsys.readouterr()
         return code, captured.out + captured.err
 
+    def build(self, as_of: str) -> None:
+        """Build what `metering build` does but for its data tests, which take most of the time: make test-snowflake runs them."""
+        with self.environment() as settings:
+            with connect(settings) as warehouse:
+                record_price_book(warehouse, settings.project)
+            run_dbt(
+                settings, "build", "--resource-type", "seed", "model", "--vars", f"{{as_of: '{as_of}'}}", quiet=True
+            )  # fmt: skip
+            with connect(settings) as warehouse:
+                warehouse.execute("update ops.build_log set is_whole = true")
+
     def succeed(self, *arguments: str) -> str:
         code, output = self.run(*arguments)
         assert code == 0, output
@@ -407,7 +418,7 @@ def test_from_files_to_draft_invoices_as_on_duckdb(
         side.succeed("load", "--totals", str(data.independent_totals))
     as_of = datetime.now(UTC).isoformat()
     for side in (beside, snowflake):
-        side.succeed("build", "--as-of", as_of)
+        side.build(as_of)
 
     code, checked = snowflake.run("check")
     assert code == 1
