@@ -40,7 +40,8 @@ class Metering:
             """
             create table marts.stripe_meter_events (
                 line_id varchar, customer_id varchar, billing_period varchar, event_name varchar, display_name varchar,
-                value_units bigint, event_at timestamp, hold_reason varchar
+                value_units bigint, event_at timestamp, hold_reason varchar, service_period_start_at timestamp,
+                service_period_end_at timestamp
             )
             """
         )
@@ -57,6 +58,7 @@ class Metering:
     def add(self, line_id: str, value: int | None, age: timedelta = timedelta(hours=2), **columns: Any) -> None:
         """A line of both outboxes, whose event lies so far back."""
         self.warehouse.add(line_id, hold_reason="meter_event", amount_minor=7 if (value or 0) > 0 else -7)
+        event_at = (self.now() - age).replace(second=0, microsecond=0)
         row = {
             "line_id": line_id,
             "customer_id": "customer_1",
@@ -64,7 +66,9 @@ class Metering:
             "event_name": "calls",
             "display_name": "Calls",
             "value_units": value,
-            "event_at": (self.now() - age).replace(second=0, microsecond=0),
+            "event_at": event_at,
+            "service_period_start_at": event_at - timedelta(days=1),
+            "service_period_end_at": event_at + timedelta(minutes=1),
         } | columns
         self.warehouse.connection.execute(
             f"insert into marts.stripe_meter_events ({', '.join(row)}) values ({', '.join('?' for _ in row)})",
