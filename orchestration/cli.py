@@ -205,6 +205,8 @@ def reconcile() -> None:
             f"{len(report.red)} invoices and {len(report.red_meters)} customers' periods on meters differ from Stripe "
             "by more than the thresholds allow."
         )
+    if report.problems:
+        raise MeteringError("Stripe reports events on meters as invalid.")
 
 
 def _warn_of_unfinished_build(warehouse: Warehouse) -> None:

@@ -24,6 +24,7 @@ from stripe.params.billing import MeterCreateParams, MeterEventCreateParams
 
 from orchestration.lib.project import Progress
 from orchestration.lib.stripe_lock import SyncLock, hold_sync_lock
+from orchestration.lib.stripe_meter_reports import REPORT, record_error_reports
 from orchestration.lib.stripe_sync import (
     ERROR_BODY_CHARACTERS,
     PAGE_SIZE,
@@ -452,6 +453,7 @@ class _MeterRun(_Run):
 
     def send_events(self, billing_period: str | None) -> None:
         """Send the events of a period, or of all; what was refused or stopped the run goes into the report."""
+        self._take_error_reports()
         decisions = [
             decision for decision in self.decide().values() if billing_period in (None, decision.line.billing_period)
         ]
@@ -480,6 +482,16 @@ class _MeterRun(_Run):
                     f"line {line.line_id}: its meter event waits, because it lies in the future or was tried within "
                     "the last hour. Run the sync again later."
                 )
+
+    def _take_error_reports(self) -> None:
+        """Find out which events Stripe took and did not count; once in a run, so that none is sent twice in one."""
+        try:
+            self._meter_report.problems += record_error_reports(
+                self._warehouse, self._target, self._now(), lambda call: self._look_up(REPORT, "all", call)
+            )
+        except (_RefusedError, _StoppedError) as error:
+            self._meter_report.problems.append(f"Stripe's error reports of meters could not be read: {error}")
+        self.tries = self._read_tries()
 
     def _decide(self, line: MeterLine, now: datetime) -> Decision:
         is_item = self._state("invoice_item", line.line_id).first_intent_at is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ import stripe
 from orchestration.lib.invoices import format_minor
 from orchestration.lib.project import Settings
 from orchestration.lib.stripe_meter_readback import ReconciledMeter, read_meter_reconciliation, read_meters
+from orchestration.lib.stripe_meter_reports import record_error_reports
 from orchestration.lib.stripe_sync import (
     INVOICE_KEY,
     LINE_KEY,
@@ -55,6 +56,7 @@ class ReconciliationReport:
     stripe_account: str
     invoices: tuple[ReconciledInvoice, ...]
     meters: tuple[ReconciledMeter, ...]
+    problems: tuple[str, ...] = ()
 
     @property
     def red(self) -> tuple[ReconciledInvoice, ...]:
@@ -98,7 +100,7 @@ class ReconciliationReport:
                 f"account {self.stripe_account}: {equal} of {len(self.meters)} customers' periods on meters agree with "
                 f"Stripe, {unsettled} not settled, {len(self.red_meters)} red"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.problems])
 
 
 def reconcile(settings: Settings, environ: Mapping[str, str]) -> ReconciliationReport:
@@ -117,16 +119,18 @@ def reconcile(settings: Settings, environ: Mapping[str, str]) -> ReconciliationR
             "fct_stripe_meter_reconciliation",
         )
         with open_stripe_target(environ, settings.stripe_state) as target:
-            record_readback(warehouse, target)
-        return read_reconciliation(warehouse, target.log_account)
+            problems = record_readback(warehouse, target)
+        return replace(read_reconciliation(warehouse, target.log_account), problems=tuple(problems))
 
 
 def record_readback(
     warehouse: Warehouse,
     target: StripeTarget,
     now: Callable[[], datetime] = lambda: datetime.now(UTC).replace(tzinfo=None),
-) -> None:
+) -> list[str]:
     """Append what Stripe has now to `ops.stripe_readback` and `ops.stripe_meter_readback`, all of it or nothing.
+
+    Before that Stripe's error reports of meters go into the log; a sentence is returned for each thing to look at.
 
     Invoices are those with our metadata; items those with our metadata and those on such an invoice.
 
@@ -141,6 +145,7 @@ def record_readback(
     read_at = now()
     stamp = (str(uuid.uuid4()), read_at, target.log_account)
     try:
+        problems = record_error_reports(warehouse, target, read_at)
         found = _read_stripe(target)
         meters = read_meters(warehouse, target, read_at)
     except stripe.StripeError as error:
@@ -155,6 +160,7 @@ def record_readback(
             "ops.stripe_meter_readback",
             [dict(zip(COLUMNS[:3], stamp, strict=True)) | row for row in meters],
         )
+    return problems
 
 
 def read_reconciliation(warehouse: Warehouse, stripe_account: str) -> ReconciliationReport:

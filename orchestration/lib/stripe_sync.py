@@ -35,7 +35,9 @@ from orchestration.lib.stripe_target import StripeTarget, redact_keys
 from orchestration.lib.warehouse import MissingObjectError, OpenTransactionError, Warehouse, append_rows
 
 T = TypeVar("T")
-Entity = Literal["customer", "product", "invoice", "invoice_item", "finalization", "meter", "meter_event"]
+Entity = Literal[
+    "customer", "product", "invoice", "invoice_item", "finalization", "meter", "meter_event", "meter_error_report"
+]
 Step = Literal["intent", "confirmed", "failed"]
 CollectionMethod = Literal["charge_automatically", "send_invoice"]
 StripeObject = stripe.Customer | stripe.Product | stripe.Invoice | stripe.InvoiceItem | stripe.InvoiceLineItem

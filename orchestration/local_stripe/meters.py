@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,7 @@ from stripe.params.billing import (
     MeterListParams,
     MeterRetrieveParams,
 )
+from stripe.params.v2.core import EventListParams
 
 from .errors import ApiError, missing_object
 from .parameters import (
@@ -31,6 +34,7 @@ from .store import MeterEvent, Store, StoredObject
 
 METERS = "/v1/billing/meters"
 METER_EVENTS = "/v1/billing/meter_events"
+CORE_EVENTS = "/v2/core/events"
 KIND = "billing.meter"
 
 SECONDS_PER_DAY = 24 * 60 * 60
@@ -40,6 +44,10 @@ OLDEST_SECONDS = 35 * SECONDS_PER_DAY
 FUTURE_SECONDS = 5 * 60
 UNIQUE_SECONDS = SECONDS_PER_DAY
 VALUE_DIGITS = 15
+# As in the example of a report in the API reference, "The Event object" of v2; Stripe names only some events of many.
+REPORT_SECONDS = 10
+REPORT_SAMPLES = 5
+REPORT_TYPE = "v1.billing.meter.error_report_triggered"
 
 
 def _group(**readers: Reader) -> Reader:
@@ -79,6 +87,19 @@ def _read_minute(name: str, value: FormValue) -> int:
     return seconds
 
 
+def _read_list(name: str, value: FormValue) -> list[str]:
+    if not isinstance(value, dict):
+        raise ApiError(400, f"Invalid {name}: must be a list", param=name)
+    return [read_string(f"{name}[{position}]", text) for position, text in value.items()]
+
+
+def _read_instant(name: str, value: FormValue) -> float:
+    try:
+        return datetime.fromisoformat(read_string(name, value)).timestamp()
+    except ValueError as error:
+        raise ApiError(400, f"Invalid {name}: must be a timestamp", param=name) from error
+
+
 CREATE_METER = ParameterSet(
     MeterCreateParams,
     {
@@ -104,6 +125,9 @@ SUMMARIES = ParameterSet(
     {"customer": read_string, "start_time": _read_minute, "end_time": _read_minute, "limit": read_limit},
     required=("customer", "start_time", "end_time"),
 )
+LIST_CORE_EVENTS = ParameterSet(
+    EventListParams, {"types": _read_list, "created": _group(gte=_read_instant), "limit": read_limit}
+)
 
 
 class Meters:
@@ -128,6 +152,8 @@ class Meters:
         """
         if path == METERS:
             return self._list(LIST_METERS.read(pairs))
+        if path == CORE_EVENTS:
+            return self._error_reports(LIST_CORE_EVENTS.read(pairs))
         meter_id, _, rest = path.removeprefix(f"{METERS}/").partition("/")
         if not path.startswith(f"{METERS}/") or rest not in ("", "event_summaries"):
             return None
@@ -270,6 +296,63 @@ class Meters:
             }
         ]
         return {"object": "list", "url": path, "has_more": False, "data": data if values else []}
+
+    def _error_reports(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """A report for each meter and window of seconds that is over, newest first, all on one page."""
+        windows: dict[tuple[int, str], list[MeterEvent]] = defaultdict(list)
+        for event in self._store.all_meter_events():
+            end = (event.received // REPORT_SECONDS + 1) * REPORT_SECONDS
+            if event.error_code is not None and parameters.get("created", {}).get("gte", 0) <= end <= self._clock():
+                windows[end, event.event_name].append(event)
+        if REPORT_TYPE not in parameters.get("types", [REPORT_TYPE]):
+            windows.clear()
+        return {
+            "data": [self._error_report(*window, windows[window]) for window in sorted(windows, reverse=True)],
+            "next_page_url": None,
+            "previous_page_url": None,
+        }
+
+    def _error_report(self, end: int, event_name: str, events: list[MeterEvent]) -> dict[str, Any]:
+        meter = next(meter for meter in self._store.all(KIND) if meter.body["event_name"] == event_name)
+        by_code: dict[str, list[MeterEvent]] = defaultdict(list)
+        for event in events:
+            by_code[str(event.error_code)].append(event)
+        return {
+            "id": f"evt_test_{meter.id}_{end}",
+            "object": "v2.core.event",
+            "type": REPORT_TYPE,
+            "context": None,
+            "created": _instant(end),
+            "livemode": False,
+            "reason": None,
+            "related_object": {"id": meter.id, "type": KIND, "url": f"{METERS}/{meter.id}"},
+            "data": {
+                "developer_message_summary": f"There are {len(events)} invalid events",
+                "validation_start": _instant(end - REPORT_SECONDS),
+                "validation_end": _instant(end),
+                "reason": {
+                    "error_count": len(events),
+                    "error_types": [
+                        {
+                            "code": code,
+                            "error_count": len(of_code),
+                            "sample_errors": [
+                                {
+                                    "error_message": f"Event of customer {event.customer}: {code}.",
+                                    "request": {"identifier": event.identifier},
+                                }
+                                for event in of_code[:REPORT_SAMPLES]
+                            ],
+                        }
+                        for code, of_code in sorted(by_code.items())
+                    ],
+                },
+            },
+        }
+
+
+def _instant(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 
 def _render(meter: StoredObject) -> dict[str, Any]:
