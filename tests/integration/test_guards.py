@@ -179,7 +179,7 @@ def test_rejected_deliveries_above_the_threshold_block(
 
 def test_a_delivery_that_is_in_the_file_and_not_in_the_raw_table_blocks(warehouse: Warehouse, demo: DemoData) -> None:
     warehouse.query("delete from raw.usage_events where line_number = 1 returning 1")
-    warehouse.build()
+    warehouse.build_models()
     with connect(warehouse.settings) as connection:
         report = run_guards(connection, warehouse.settings.data_docs)
     assert [outcome.guard_code for outcome in report.outcomes if not outcome.passed] == ["dropped_events"]
@@ -187,7 +187,7 @@ def test_a_delivery_that_is_in_the_file_and_not_in_the_raw_table_blocks(warehous
 
 def test_an_accepted_breach_does_not_block_and_a_missing_threshold_does(warehouse: Warehouse, demo: DemoData) -> None:
     warehouse.land_lines(["{broken"] * 100)
-    warehouse.build()
+    warehouse.build_models()
     warehouse.query(
         "update marts.fct_guard_measurements set exception_reason = 'known' where guard_code = 'ingestion_error_rate' returning 1"
     )
@@ -202,7 +202,7 @@ def test_an_accepted_breach_does_not_block_and_a_missing_threshold_does(warehous
 
 
 def test_nothing_measured_is_a_breach_where_it_is_required(warehouse: Warehouse) -> None:
-    warehouse.build()
+    warehouse.build_models()
     with connect(warehouse.settings) as connection:
         report = run_guards(connection, warehouse.settings.data_docs)
     assert {outcome.guard_code: outcome.passed for outcome in report.outcomes} == {

@@ -236,7 +236,7 @@ def test_a_malformed_first_delivery_does_not_burn_the_key(warehouse: Warehouse, 
     warehouse.build_models()
     assert warehouse.outcome_counts() == {"accepted": 0, "duplicate": 0, "rejected": 2}
     warehouse.land_events([make_event("k1", p_context_tokens=5), make_event("k1", p_context_tokens=5)])
-    warehouse.build()
+    warehouse.build_models()
     assert warehouse.outcome_counts() == {"accepted": 1, "duplicate": 1, "rejected": 2}
     assert tokens(warehouse) == 5
 
@@ -248,7 +248,7 @@ def test_content_in_another_key_order_is_no_conflict(warehouse: Warehouse, make_
         "occurred_at": "2026-09-10T14:00:00+02:00",
     }
     warehouse.land_events([event, reordered])
-    warehouse.build()
+    warehouse.build_models()
     assert warehouse.outcome_counts() == {"accepted": 1, "duplicate": 1, "rejected": 0}
     assert warehouse.query("select * from marts.fct_event_conflicts") == []
 
@@ -260,7 +260,7 @@ def test_conflicts_are_found_whatever_the_properties_are_called(warehouse: Wareh
         warehouse.land_events(
             [make_event(f"k{number}", **{"p_" + name: 1}), make_event(f"k{number}", **{"p_" + name: 2})]
         )
-    warehouse.build()
+    warehouse.build_models()
     conflicts = warehouse.query("select idempotency_key, conflicting_fields from marts.fct_event_conflicts order by 1")
     assert conflicts == [(f"k{number}", "properties") for number in range(len(names))]
 
@@ -281,7 +281,7 @@ def test_a_build_meters_only_hours_that_new_events_touch(
     )
     before = warehouse_of_copy.query("select max(stage_sequence) from intermediate.int_usage_hourly")
     warehouse_of_copy.land_events([make_event("k2", occurred_at="2026-09-12T10:40:00Z")])
-    warehouse_of_copy.build()
+    warehouse_of_copy.build_models()
     touched = warehouse_of_copy.query(
         "select distinct customer_id, hour_start_at from intermediate.int_usage_hourly "
         f"where stage_sequence > {before[0][0]}"
@@ -357,7 +357,7 @@ def test_as_of_sees_only_what_had_been_received(warehouse: Warehouse, make_event
         )
     warehouse.build_models(as_of="2026-09-11 02:00:00")
     assert tokens(warehouse) == 110
-    warehouse.build(as_of="2026-09-11 03:00:00")
+    warehouse.build_models(as_of="2026-09-11 03:00:00")
     assert tokens(warehouse) == 1110
     with pytest.raises(BuildError, match="lies before deliveries that are already staged"):
         warehouse.build(as_of="2026-09-11 01:00:00")

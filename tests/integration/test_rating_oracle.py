@@ -40,7 +40,7 @@ from tests.integration.oracle import (
 )
 from tests.integration.price_books import write_seeds
 
-EXAMPLES = int(os.environ.get("METERING_ORACLE_EXAMPLES", "2"))
+EXAMPLES = int(os.environ.get("METERING_ORACLE_EXAMPLES", "1"))
 SEED = os.environ.get("METERING_ORACLE_SEED")
 SEEDS = st.just(int(SEED)) if SEED else st.integers(min_value=0, max_value=2**32 - 1)
 
