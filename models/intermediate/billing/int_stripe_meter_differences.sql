@@ -216,8 +216,9 @@ metered_lines as (
         ledger_lines.service_period_end_at,
         coalesce(event_by_line.event_name, meters.event_name) as event_name,
         {# Three decimals of the factor and nine of the quantity are what Snowflake keeps of a product. #}
-        cast(
-            coalesce(event_by_line.units, ledger_lines.metered_quantity * meters.units_per_quantity) as decimal(38, 12)
+        coalesce(
+            cast(event_by_line.units as decimal(38, 12)),
+            cast(ledger_lines.metered_quantity * meters.units_per_quantity as decimal(38, 12))
         ) as units,
         event_by_line.line_id is not null as is_event,
         coalesce(lines_by_way.is_item, 0) = 1 as is_item
