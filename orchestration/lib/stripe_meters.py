@@ -6,6 +6,9 @@ or as an invoice item, `ops.stripe_sync_log` says so and it stays that way, unti
 Stripe keeps no event to be read back. It refuses an identifier that it has seen within 24 hours, and it adds up events
 by customer and minute. So an event without a known outcome goes again under its identifier while Stripe remembers
 that, and later the sum of its minute shows whether it arrived.
+
+Stripe counts an event until it finalises the invoice of its service period; after that the line is an invoice item. A
+negative line is an event where its meter has enough to take it from, which is known once all others are settled.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ from orchestration.lib.stripe_sync import (
 from orchestration.lib.stripe_target import StripeTarget, redact_keys
 from orchestration.lib.warehouse import Warehouse
 
-Way = Literal["send", "look", "wait", "item", "done", "held"]
+# A correction is decided when the others of its customer, meter and service period are settled.
+Way = Literal["send", "look", "wait", "item", "done", "held", "correction"]
+Period = tuple[str, str | None, datetime, datetime]
 
 CUSTOMER_KEY = "stripe_customer_id"
 VALUE_KEY = "value"
@@ -58,6 +63,9 @@ VALUE_KEY = "value"
 # An hour is left for retries and for clocks that disagree.
 OLDEST = timedelta(days=35) - timedelta(hours=1)
 FUTURE = timedelta(minutes=4)
+# Of the time until an invoice is finalised; left for retries, for Stripe to take in what it got, and for clocks that
+# disagree.
+BEFORE_FINALIZATION = timedelta(minutes=15)
 # As above: identifiers are unique "within a rolling period of at least 24 hours".
 REMEMBERED = timedelta(hours=23)
 # Sums of events are eventually consistent; nothing is concluded from one that may lack what was sent within an hour.
@@ -72,7 +80,7 @@ ON_A_METER = "on_a_meter"
 
 @dataclass(frozen=True)
 class MeterLine:
-    """One row of `marts.stripe_meter_events`; `event_at` in naive UTC, `value_units` None where it cannot be sent."""
+    """One row of `marts.stripe_meter_events`; times in naive UTC, `value_units` None where it cannot be sent."""
 
     line_id: str
     customer_id: str
@@ -82,6 +90,13 @@ class MeterLine:
     value_units: int | None
     event_at: datetime
     hold_reason: str | None
+    service_period_start_at: datetime
+    service_period_end_at: datetime
+
+    @property
+    def period(self) -> Period:
+        """What Stripe bills as one quantity."""
+        return self.customer_id, self.event_name, self.service_period_start_at, self.service_period_end_at
 
 
 @dataclass(frozen=True)
@@ -228,7 +243,8 @@ def read_meter_lines(warehouse: Warehouse) -> list[MeterLine]:
         warehouse,
         """
         select
-            line_id, customer_id, billing_period, event_name, display_name, value_units, event_at, hold_reason
+            line_id, customer_id, billing_period, event_name, display_name, value_units, event_at, hold_reason,
+            service_period_start_at, service_period_end_at
         from marts.stripe_meter_events
         order by line_id
         """,
@@ -276,23 +292,24 @@ def read_tries(warehouse: Warehouse, stripe_account: str, line_id: str | None = 
     return tries
 
 
-def decide(line: MeterLine, tries: Sequence[Try], is_item: bool, now: datetime) -> Decision:
-    """What becomes of a line.
+def decide(line: MeterLine, tries: Sequence[Try], is_item: bool, now: datetime, grace: timedelta) -> Decision:
+    """What becomes of a line, seen alone: a negative one is a correction, which `decide_corrections` goes on with.
 
     Args:
         line: the line.
         tries: what the log has of it as an event.
         is_item: whether it was tried as an invoice item; it then stays one.
         now: naive UTC.
+        grace: how long after the end of a service period Stripe counts events for it.
     """
     identifier = f"{line.line_id}-{len(tries)}"
+    is_late = now - OLDEST > line.event_at or now > line.service_period_end_at + grace - BEFORE_FINALIZATION
     if any(tried.is_confirmed for tried in tries):
         return Decision(line, "done", identifier)
     for tried in tries:
         if not tried.is_unknown:
             continue
-        in_window = now - OLDEST <= line.event_at <= now + FUTURE
-        if in_window and now - tried.first_intent_at < REMEMBERED:
+        if not is_late and line.event_at <= now + FUTURE and now - tried.first_intent_at < REMEMBERED:
             return Decision(line, "send", tried.identifier, tried)
         way: Way = "look" if now - tried.last_intent_at >= SETTLED else "wait"
         return Decision(line, way, tried.identifier, tried)
@@ -300,9 +317,44 @@ def decide(line: MeterLine, tries: Sequence[Try], is_item: bool, now: datetime) 
         return Decision(line, "item", identifier)
     if line.hold_reason is not None or line.value_units is None:
         return Decision(line, "held", identifier)
-    if line.value_units < 0 or line.event_at < now - OLDEST:
+    if is_late:
         return Decision(line, "item", identifier)
-    return Decision(line, "send" if line.event_at <= now + FUTURE else "wait", identifier)
+    if line.event_at > now + FUTURE:
+        return Decision(line, "wait", identifier)
+    return Decision(line, "correction" if line.value_units < 0 else "send", identifier)
+
+
+def decide_corrections(decisions: Sequence[Decision], tries: Tries) -> list[Decision]:
+    """Decide the corrections among all lines of a customer, meter and service period, in their order.
+
+    A correction waits for the lines that may still go to the meter, or have no known outcome. Then it is sent where
+    what Stripe has confirmed is enough to take it from, both in the service period and in the line's own minute, of
+    which Stripe does not say whether it shows less than nothing. Else it is an invoice item, as what it corrects may
+    be.
+    """
+    if any(decision.way in ("send", "look", "wait") for decision in decisions):
+        return list(decisions)
+    left: dict[datetime, int] = defaultdict(int)
+    for decision in decisions:
+        line = decision.line
+        left[line.event_at] += sum(confirmed_values(tries.get(line.line_id, ()), line.event_name))
+    left_after_sending = left.copy()
+    decided = []
+    for decision in decisions:
+        if decision.way == "correction":
+            minute, value = decision.line.event_at, decision.line.value_units or 0
+            if min(left[minute], sum(left.values())) + value < 0:
+                decision = replace(decision, way="item")
+            elif min(left_after_sending[minute], sum(left_after_sending.values())) + value >= 0:
+                decision = replace(decision, way="send")
+                left_after_sending[minute] += value
+        decided.append(decision)
+    return decided
+
+
+def confirmed_values(tries: Iterable[Try], event_name: str | None) -> list[int]:
+    """What a meter has of a line, as far as is known."""
+    return [tried.value_units for tried in tries if tried.is_confirmed and tried.event_name == event_name]
 
 
 def route_lines(items: Iterable[OutboxLine], decisions: Mapping[str, Decision], tries: Tries) -> list[OutboxLine]:
@@ -393,15 +445,17 @@ def describe_events(decisions: Iterable[Decision]) -> str:
             text.append(f"event {decision.identifier}: {value} on {line.event_name}, customer {line.customer_id}")
         elif decision.way == "item":
             text.append(f"line {line.line_id}: {line.value_units} on {line.event_name} goes as an invoice item")
+        elif decision.way == "correction":
+            text.append(f"line {line.line_id}: {line.value_units} on {line.event_name}, once other lines are settled")
     text.append(
         f"would send {counts['send']} meter events and look for {counts['look']}; {counts['done']} there already, "
-        f"{counts['item']} as invoice items, {counts['held']} held, {counts['wait']} waiting"
+        f"{counts['item']} as invoice items, {counts['held']} held, {counts['wait'] + counts['correction']} waiting"
     )
     return "\n".join(text)
 
 
 def plan_events(
-    warehouse: Warehouse, target: StripeTarget, billing_period: str | None
+    warehouse: Warehouse, target: StripeTarget, billing_period: str | None, settings: InvoiceSettings | None = None
 ) -> tuple[list[Decision], list[OutboxLine]]:
     """What a sync would do now with the lines of the route of a period, and the invoice items that follow."""
     items = read_outbox(warehouse)
@@ -410,7 +464,7 @@ def plan_events(
         target,
         items,
         MeterReport(),
-        InvoiceSettings(),
+        settings or InvoiceSettings(),
         lambda _: None,
         time.sleep,
         # Not taken: nothing is sent.
@@ -441,6 +495,9 @@ class _MeterRun(_Run):
         super().__init__(warehouse, target, settings, log, SyncReport(target.log_account), progress, sleep, lock)
         self._items = {item.line_id: item for item in items}
         self._lines = read_meter_lines(warehouse)
+        self._periods: dict[Period, list[MeterLine]] = defaultdict(list)
+        for line in self._lines:
+            self._periods[line.period].append(line)
         self._meter_report = report
         self._now = now
         self._meters: dict[str, stripe.billing.Meter] = {}
@@ -448,8 +505,12 @@ class _MeterRun(_Run):
 
     def decide(self) -> dict[str, Decision]:
         """What becomes of each line of the outbox, by line id."""
-        now = self._now()
-        return {line.line_id: self._decide(line, now) for line in self._lines}
+        decided = {
+            decision.line.line_id: decision
+            for lines in self._periods.values()
+            for decision in self._decide_period(lines)
+        }
+        return {line.line_id: decided[line.line_id] for line in self._lines}
 
     def send_events(self, billing_period: str | None) -> None:
         """Send the events of a period, or of all; what was refused or stopped the run goes into the report."""
@@ -462,7 +523,7 @@ class _MeterRun(_Run):
         report.already_confirmed = sum(decision.way == "done" for decision in decisions)
         self._report_orphans(billing_period)
         try:
-            if any(decision.way in ("send", "look") for decision in decisions):
+            if any(decision.way in ("send", "look", "correction") for decision in decisions):
                 self._read_meters(decisions)
                 self._look(decisions)
                 self._send_all(billing_period)
@@ -471,17 +532,24 @@ class _MeterRun(_Run):
         except _RefusedError as refused:
             report.problems.append(f"no meter event was sent, because {refused}")
         self.tries = self._read_tries()
-        for line in self._lines:
+        for decision in self.decide().values():
+            line = decision.line
             if billing_period not in (None, line.billing_period):
                 continue
-            way = self._decide(line, self._now()).way
-            report.as_items += way == "item"
-            if way == "wait":
+            report.as_items += decision.way == "item"
+            if decision.way == "wait":
                 report.waiting += 1
                 report.problems.append(
                     f"line {line.line_id}: its meter event waits, because it lies in the future or was tried within "
                     "the last hour. Run the sync again later."
                 )
+            elif decision.way == "correction":
+                report.waiting += 1
+                report.problems.append(
+                    f"line {line.line_id}: its {line.value_units} on {line.event_name} wait, because other lines of "
+                    "its customer and service period are not settled. Run the sync again, for all billing periods."
+                )
+        self._report_overdrawn()
 
     def _take_error_reports(self) -> None:
         """Find out which events Stripe took and did not count; once in a run, so that none is sent twice in one."""
@@ -493,9 +561,32 @@ class _MeterRun(_Run):
             self._meter_report.problems.append(f"Stripe's error reports of meters could not be read: {error}")
         self.tries = self._read_tries()
 
-    def _decide(self, line: MeterLine, now: datetime) -> Decision:
+    def _decide(self, line: MeterLine) -> Decision:
+        alone = self._decide_alone(line)
+        if alone.way != "correction":
+            return alone
+        decided = self._decide_period(self._periods[line.period])
+        return next(decision for decision in decided if decision.line.line_id == line.line_id)
+
+    def _decide_period(self, lines: Iterable[MeterLine]) -> list[Decision]:
+        return decide_corrections([self._decide_alone(line) for line in lines], self.tries)
+
+    def _decide_alone(self, line: MeterLine) -> Decision:
         is_item = self._state("invoice_item", line.line_id).first_intent_at is not None
-        return decide(line, self.tries.get(line.line_id, ()), is_item, now)
+        tries = self.tries.get(line.line_id, ())
+        return decide(line, tries, is_item, self._now(), self._settings.meter_grace)
+
+    def _report_overdrawn(self) -> None:
+        """A correction was sent, and afterwards Stripe found invalid what it corrects."""
+        for (customer_id, event_name, start_at, end_at), lines in self._periods.items():
+            values = (confirmed_values(self.tries.get(line.line_id, ()), event_name) for line in lines)
+            total = sum(map(sum, values))
+            if total < 0 and self._now() < end_at + OLDEST:
+                self._meter_report.problems.append(
+                    f"meter {event_name}, {customer_id}, {start_at} to {end_at} UTC: Stripe has {total}, and bills "
+                    "nothing for less than nothing. Events that are corrected were found invalid: see that they can go "
+                    "again before the invoice is finalised, or credit the rest in Stripe."
+                )
 
     def _report_orphans(self, billing_period: str | None) -> None:
         """An event may have arrived whose line left the outbox: its minute is not known any more."""
@@ -520,7 +611,9 @@ class _MeterRun(_Run):
         # An active one goes before one that was deactivated: Stripe lets its event name be used again.
         self._meters = {meter.event_name: meter for meter in sorted(listed, key=lambda meter: meter.status == "active")}
         needed = {
-            decision.line.event_name: decision.line.display_name for decision in decisions if decision.way == "send"
+            decision.line.event_name: decision.line.display_name
+            for decision in decisions
+            if decision.way in ("send", "correction")
         }
         for name, display_name in needed.items():
             if name is None or name in self._meters:
@@ -620,15 +713,19 @@ class _MeterRun(_Run):
                 self._log_event(decision, "failed", error_code="not_delivered")
 
     def _send_all(self, billing_period: str | None) -> None:
-        """Send what is to be sent now, also what the minutes showed not to have arrived."""
-        for line in self._lines:
-            if billing_period not in (None, line.billing_period):
-                continue
-            if self._decide(line, self._now()).way not in ("send", "look"):
-                continue
+        """Send what is to be sent now, also what the minutes showed not to have arrived, and corrections last."""
+        self.tries = self._read_tries()
+        lines = [line for line in self._lines if billing_period in (None, line.billing_period)]
+        corrections = [line for line in lines if self._decide_alone(line).way == "correction"]
+        self._send_lines([line for line in lines if self._decide_alone(line).way == "send"])
+        self.tries = self._read_tries()
+        self._send_lines(corrections)
+
+    def _send_lines(self, lines: Iterable[MeterLine]) -> None:
+        for line in lines:
             # A second sync may have worked on it meanwhile.
-            self.tries[line.line_id] = self._read_tries(line.line_id).get(line.line_id, [])
-            decision = self._decide(line, self._now())
+            self._refresh(line)
+            decision = self._decide(line)
             if decision.way != "send":
                 continue
             try:
@@ -638,6 +735,12 @@ class _MeterRun(_Run):
                 self._meter_report.problems.append(
                     f"line {line.line_id}: its meter event was not sent, because {refused}"
                 )
+            if (line.value_units or 0) < 0:
+                # For the corrections that come after it.
+                self._refresh(line)
+
+    def _refresh(self, line: MeterLine) -> None:
+        self.tries[line.line_id] = self._read_tries(line.line_id).get(line.line_id, [])
 
     def _send_event(self, line: MeterLine, decision: Decision) -> None:
         parameters = event_parameters(line, decision, self._ensure_customer(self._items[line.line_id]))

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from math import ceil
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -63,6 +63,9 @@ LINES_PER_CALL = 100
 
 PAGE_SIZE = 100
 ERROR_BODY_CHARACTERS = 4000
+
+# Below the 35 days within which Stripe takes events at all.
+MOST_METER_GRACE_HOURS = 35 * 24 - 1
 
 # How Stripe names the line at fault among several.
 NAMED_LINE = re.compile(r"lines\[(\d+)\]")
@@ -195,6 +198,8 @@ class InvoiceSettings:
             multiply to the amount, on a product for each metric.
         creates_customers: METERING_STRIPE_CREATE_CUSTOMERS=0 holds the lines of customers who are not mapped to one in
             Stripe; else a customer is created for them.
+        meter_grace: METERING_STRIPE_METER_GRACE_HOURS, how long after the end of a service period Stripe counts meter
+            events for it: the account's grace period for finalising invoices.
     """
 
     collection_method: CollectionMethod = "charge_automatically"
@@ -204,6 +209,7 @@ class InvoiceSettings:
     auto_advance: bool = False
     creates_customers: bool = True
     shows_unit_prices: bool = True
+    meter_grace: timedelta = timedelta(hours=72)
 
 
 @dataclass(frozen=True)
@@ -393,6 +399,12 @@ def read_invoice_settings(environ: Mapping[str, str]) -> InvoiceSettings:
             "METERING_STRIPE_DAYS_UNTIL_DUE goes with METERING_STRIPE_COLLECTION_METHOD=send_invoice: give a whole "
             "number of days with it, and none otherwise."
         )
+    grace = environ.get("METERING_STRIPE_METER_GRACE_HOURS", "72")
+    if not (grace.isascii() and grace.isdecimal() and 1 <= int(grace) <= MOST_METER_GRACE_HOURS):
+        raise StripeSyncError(
+            f"METERING_STRIPE_METER_GRACE_HOURS is {grace!r}: set it to the hours, from 1 to {MOST_METER_GRACE_HOURS}, "
+            "after which the account finalises invoices of subscriptions (in Stripe's settings of invoices)."
+        )
     return InvoiceSettings(
         collection_method=method,
         days_until_due=None if days is None else int(days),
@@ -401,6 +413,7 @@ def read_invoice_settings(environ: Mapping[str, str]) -> InvoiceSettings:
         auto_advance=environ.get("METERING_STRIPE_AUTO_ADVANCE") == "1",
         creates_customers=environ.get("METERING_STRIPE_CREATE_CUSTOMERS", "1") != "0",
         shows_unit_prices=environ.get("METERING_STRIPE_UNIT_PRICES", "1") != "0",
+        meter_grace=timedelta(hours=int(grace)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -43,7 +44,8 @@ NAME_CHARACTERS = 100
 OLDEST_SECONDS = 35 * SECONDS_PER_DAY
 FUTURE_SECONDS = 5 * 60
 UNIQUE_SECONDS = SECONDS_PER_DAY
-VALUE_DIGITS = 15
+# Stripe docs, "Configure meters": incorrect usage may be fixed by recording negative quantities.
+VALUE = re.compile(r"-?[0-9]{1,15}")
 # As in the example of a report in the API reference, "The Event object" of v2; Stripe names only some events of many.
 REPORT_SECONDS = 10
 REPORT_SAMPLES = 5
@@ -249,10 +251,10 @@ class Meters:
                 param="payload",
             )
         value = payload.get(value_key, "")
-        if not (value.isascii() and value.isdecimal() and len(value) <= VALUE_DIGITS):
+        if VALUE.fullmatch(value) is None:
             raise ApiError(
                 400,
-                f"The payload's '{value_key}' is {value!r}: a whole number of at most {VALUE_DIGITS} digits is needed.",
+                f"The payload's '{value_key}' is {value!r}: a whole number of at most 15 digits is needed.",
                 code="meter_event_invalid_value",
                 param="payload",
             )

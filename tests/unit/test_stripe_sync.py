@@ -623,6 +623,10 @@ def test_collection_and_tax_are_settings(warehouse: Warehouse, target: StripeTar
         {"METERING_STRIPE_COLLECTION_METHOD": "send_invoice"},
         {"METERING_STRIPE_DAYS_UNTIL_DUE": "14"},
         {"METERING_STRIPE_COLLECTION_METHOD": "send_invoice", "METERING_STRIPE_DAYS_UNTIL_DUE": "two"},
+        {"METERING_STRIPE_METER_GRACE_HOURS": "0"},
+        {"METERING_STRIPE_METER_GRACE_HOURS": "840"},
+        {"METERING_STRIPE_METER_GRACE_HOURS": "-1"},
+        {"METERING_STRIPE_METER_GRACE_HOURS": ""},
     ],
 )
 def test_settings_that_cannot_be_are_refused(environ: dict[str, str]) -> None:

@@ -111,7 +111,7 @@ events as (
         tries.first_intent_at,
         tries.confirmed_at,
         {{ stripe_event_minute(
-            'ledger_lines.line_id', 'ledger_lines.service_period_start_at', 'ledger_lines.service_period_end_at'
+            'ledger_lines.rated_line_id', 'ledger_lines.service_period_start_at', 'ledger_lines.service_period_end_at'
         ) }} as event_at
     from tries
     inner join ledger_lines
@@ -171,7 +171,9 @@ sent_units as (
         service_period_start_at,
         service_period_end_at,
         sum(case when is_settled then units else 0 end) as sent_units,
-        sum(case when is_settled then 0 else units end) as unsettled_units
+        sum(case when is_settled then 0 else units end) as unsettled_units,
+        sum(case when is_settled or units < 0 then 0 else units end) as unsettled_additions,
+        sum(case when is_settled or units > 0 then 0 else units end) as unsettled_corrections
     from events_in_periods
     group by stripe_account, event_name, customer_id, service_period_start_at, service_period_end_at
 
@@ -271,7 +273,10 @@ compared as (
         cast(coalesce(ledger_units.item_units, 0) as decimal(38, 12)) as item_units,
         cast(coalesce(ledger_units.not_sent_units, 0) as decimal(38, 12)) as not_sent_units,
         cast(coalesce(sent_units.sent_units, 0) as decimal(38, 12)) as sent_units,
-        cast(coalesce(sent_units.unsettled_units, 0) as decimal(38, 12)) as unsettled_units
+        cast(coalesce(sent_units.unsettled_units, 0) as decimal(38, 12)) as unsettled_units,
+        {# The least and the most that Stripe may have. #}
+        cast(coalesce(sent_units.sent_units + sent_units.unsettled_corrections, 0) as decimal(38, 12)) as least_units,
+        cast(coalesce(sent_units.sent_units + sent_units.unsettled_additions, 0) as decimal(38, 12)) as most_units
     from periods
     left join sent_units
         on
@@ -297,11 +302,11 @@ measured as (
         compared.*,
         case
             when
-                compared.stripe_units < compared.sent_units
-                then cast(compared.stripe_units - compared.sent_units as decimal(38, 12))
+                compared.stripe_units < compared.least_units
+                then cast(compared.stripe_units - compared.least_units as decimal(38, 12))
             when
-                compared.stripe_units > compared.sent_units + compared.unsettled_units
-                then cast(compared.stripe_units - compared.sent_units - compared.unsettled_units as decimal(38, 12))
+                compared.stripe_units > compared.most_units
+                then cast(compared.stripe_units - compared.most_units as decimal(38, 12))
             else cast(0 as decimal(38, 12))
         end as difference_units
     from compared
@@ -327,7 +332,7 @@ surplus_of_an_event as (
             and measured.service_period_end_at = events_in_periods.service_period_end_at
     where
         measured.difference_units = events_in_periods.units
-        or measured.difference_units = measured.sent_units + measured.unsettled_units
+        or measured.difference_units = measured.most_units
 
 ),
 
@@ -344,7 +349,7 @@ differences as (
             when measured.difference_units < 0 then 'missing'
             when measured.difference_units > 0 and surplus_of_an_event.stripe_account is not null then 'doubled'
             when measured.difference_units > 0 then 'foreign'
-            when measured.unsettled_units <> 0 then 'not_settled'
+            when measured.least_units <> measured.most_units then 'not_settled'
             else 'equal'
         end as finding,
         measured.ledger_units,
@@ -356,7 +361,7 @@ differences as (
         measured.difference_units,
         {# A difference from nothing is all of it. #}
         coalesce(
-            {{ ratio('abs(measured.difference_units)', 'measured.sent_units + measured.unsettled_units') }},
+            {{ ratio('abs(measured.difference_units)', 'abs(measured.most_units)') }},
             case when measured.difference_units <> 0 then 1 else 0 end
         ) as difference_ratio,
         measured.read_at

@@ -95,7 +95,7 @@ meter_events as (
         case
             when meter_units = floor(meter_units) and abs(meter_units) < 1000000000000000 then cast(meter_units as bigint)
         end as value_units,
-        {{ stripe_event_minute('line_id', 'service_period_start_at', 'service_period_end_at') }} as event_at,
+        {{ stripe_event_minute('rated_line_id', 'service_period_start_at', 'service_period_end_at') }} as event_at,
         service_period_start_at,
         service_period_end_at
     from metered_lines
