@@ -28,6 +28,7 @@ from stripe.params.billing import MeterCreateParams, MeterEventCreateParams
 from orchestration.lib.project import Progress
 from orchestration.lib.stripe_lock import SyncLock, hold_sync_lock
 from orchestration.lib.stripe_meter_reports import REPORT, record_error_reports
+from orchestration.lib.stripe_pace import Pace
 from orchestration.lib.stripe_sync import (
     ERROR_BODY_CHARACTERS,
     PAGE_SIZE,
@@ -70,6 +71,10 @@ BEFORE_FINALIZATION = timedelta(minutes=15)
 REMEMBERED = timedelta(hours=23)
 # Sums of events are eventually consistent; nothing is concluded from one that may lack what was sent within an hour.
 SETTLED = timedelta(hours=1)
+
+# As above: "1000 calls per second in live mode, and one concurrent call per customer per meter". One call at a time is
+# made here.
+EVENT_CALLS_PER_SECOND = 1000
 
 # More than these are not told apart by their sum.
 MOST_UNKNOWN_IN_A_MINUTE = 10
@@ -500,6 +505,7 @@ class _MeterRun(_Run):
             self._periods[line.period].append(line)
         self._meter_report = report
         self._now = now
+        self._pace = Pace(EVENT_CALLS_PER_SECOND, sleep)
         self._meters: dict[str, stripe.billing.Meter] = {}
         self.tries = self._read_tries()
 
@@ -751,10 +757,13 @@ class _MeterRun(_Run):
         # An identifier holds for all its requests, and an idempotency key for one: under it Stripe would repeat a 500.
         attempt = decision.tried.intents if decision.tried is not None else 0
         key = f"{decision.identifier}.{attempt}.{self._attempt_id}"
+
+        def create() -> stripe.billing.MeterEvent:
+            self._pace.wait()
+            return self._services.billing.meter_events.create(parameters, {"idempotency_key": key})
+
         try:
-            event = with_backoff(
-                lambda: self._services.billing.meter_events.create(parameters, {"idempotency_key": key}), self._sleep
-            )
+            event = with_backoff(create, self._sleep)
         except stripe.StripeError as error:
             self._take_error(decision, error)
             return
