@@ -28,6 +28,7 @@ from stripe.params.billing import MeterCreateParams, MeterEventCreateParams
 from orchestration.lib.project import Progress
 from orchestration.lib.stripe_lock import SyncLock, hold_sync_lock
 from orchestration.lib.stripe_meter_reports import REPORT, record_error_reports
+from orchestration.lib.stripe_meter_stream import EVENTS_PER_CALL, MeterStream, UnknownOutcomeError, stream_event
 from orchestration.lib.stripe_pace import Pace
 from orchestration.lib.stripe_sync import (
     ERROR_BODY_CHARACTERS,
@@ -158,7 +159,7 @@ class MeterReport:
         as_items: lines that Stripe's meters cannot take, handed to the invoice items.
         waiting: lines whose outcome cannot be looked up yet.
         failed: lines that Stripe refused, or whose customer or meter was.
-        unknown: events without an outcome when the run stopped, 0 or 1.
+        unknown: events without an outcome when the run stopped.
         meters_created: meters made by this run.
         problems: a sentence for each thing that someone must look at.
     """
@@ -505,6 +506,7 @@ class _MeterRun(_Run):
             self._periods[line.period].append(line)
         self._meter_report = report
         self._now = now
+        self._streamed: dict[str, Decision] = {}
         self._pace = Pace(EVENT_CALLS_PER_SECOND, sleep)
         self._meters: dict[str, stripe.billing.Meter] = {}
         self.tries = self._read_tries()
@@ -723,11 +725,45 @@ class _MeterRun(_Run):
         self.tries = self._read_tries()
         lines = [line for line in self._lines if billing_period in (None, line.billing_period)]
         corrections = [line for line in lines if self._decide_alone(line).way == "correction"]
-        self._send_lines([line for line in lines if self._decide_alone(line).way == "send"])
+        send = self._send_streamed if self._settings.meter_api == "v2" else self._send_one_by_one
+        send([line for line in lines if self._decide_alone(line).way == "send"])
         self.tries = self._read_tries()
-        self._send_lines(corrections)
+        send(corrections)
 
-    def _send_lines(self, lines: Iterable[MeterLine]) -> None:
+    def _send_streamed(self, lines: Sequence[MeterLine]) -> None:
+        stream = MeterStream(self._client, self._record_streamed, self._now, self._sleep)
+        for start in range(0, len(lines), EVENTS_PER_CALL):
+            events = []
+            for line in lines[start : start + EVENTS_PER_CALL]:
+                decision = self._decide(line)
+                if decision.way != "send":
+                    continue
+                try:
+                    events.append(stream_event(self._event(line, decision)))
+                except _RefusedError as refused:
+                    self._report_refused(line, str(refused))
+                    continue
+                self._streamed[decision.identifier] = decision
+            try:
+                refused_events = stream.send(events)
+            except UnknownOutcomeError as unknown:
+                self._meter_report.unknown += unknown.count
+                raise
+            for identifier, reason in refused_events.items():
+                self._report_refused(self._streamed[identifier].line, f"event {identifier}: {reason}")
+
+    def _record_streamed(self, step: Step, identifiers: Sequence[str], columns: Mapping[str, Any]) -> None:
+        rows = [
+            {"entity": "meter_event", "step": step, "logged_at": self._now()}
+            | self._event_columns(self._streamed[identifier])
+            | ({"stripe_object_id": identifier} if step == "confirmed" else {})
+            | dict(columns)
+            for identifier in identifiers
+        ]
+        self._write(rows)
+        self._meter_report.sent += len(rows) if step == "confirmed" else 0
+
+    def _send_one_by_one(self, lines: Sequence[MeterLine]) -> None:
         for line in lines:
             # A second sync may have worked on it meanwhile.
             self._refresh(line)
@@ -737,22 +773,32 @@ class _MeterRun(_Run):
             try:
                 self._send_event(line, decision)
             except _RefusedError as refused:
-                self._meter_report.failed += 1
-                self._meter_report.problems.append(
-                    f"line {line.line_id}: its meter event was not sent, because {refused}"
-                )
+                self._report_refused(line, str(refused))
             if (line.value_units or 0) < 0:
                 # For the corrections that come after it.
                 self._refresh(line)
 
+    def _report_refused(self, line: MeterLine, reason: str) -> None:
+        self._meter_report.failed += 1
+        self._meter_report.problems.append(f"line {line.line_id}: its meter event was not sent, because {reason}")
+
     def _refresh(self, line: MeterLine) -> None:
         self.tries[line.line_id] = self._read_tries(line.line_id).get(line.line_id, [])
 
-    def _send_event(self, line: MeterLine, decision: Decision) -> None:
+    def _event(self, line: MeterLine, decision: Decision) -> MeterEventCreateParams:
+        """The event of a line, whose customer and meter are there.
+
+        Raises:
+            _RefusedError: they are not.
+        """
         parameters = event_parameters(line, decision, self._ensure_customer(self._items[line.line_id]))
         meter = self._meters.get(parameters["event_name"])
         if meter is None or meter_differences(meter):
             raise _RefusedError(f"the meter {parameters['event_name']} is missing in Stripe or differs.")
+        return parameters
+
+    def _send_event(self, line: MeterLine, decision: Decision) -> None:
+        parameters = self._event(line, decision)
         self._log_event(decision, "intent")
         # An identifier holds for all its requests, and an idempotency key for one: under it Stripe would repeat a 500.
         attempt = decision.tried.intents if decision.tried is not None else 0
@@ -811,18 +857,20 @@ class _MeterRun(_Run):
         raise _RefusedError(described) from None
 
     def _log_event(self, decision: Decision, step: Step, **columns: Any) -> None:
+        of_event = self._event_columns(decision)
+        self._append("meter_event", of_event.pop("entity_key"), step, **of_event, **columns)
+
+    def _event_columns(self, decision: Decision) -> dict[str, Any]:
+        """What a row of the log says of an event."""
         line, tried = decision.line, decision.tried
-        self._append(
-            "meter_event",
-            line.line_id,
-            step,
-            idempotency_key=decision.identifier,
-            amount_minor=line.value_units if tried is None else tried.value_units,
-            currency=line.event_name if tried is None else tried.event_name,
-            customer_id=line.customer_id,
-            billing_period=line.billing_period,
-            **columns,
-        )
+        return {
+            "entity_key": line.line_id,
+            "idempotency_key": decision.identifier,
+            "amount_minor": line.value_units if tried is None else tried.value_units,
+            "currency": line.event_name if tried is None else tried.event_name,
+            "customer_id": line.customer_id,
+            "billing_period": line.billing_period,
+        }
 
     def _read_tries(self, line_id: str | None = None) -> dict[str, list[Try]]:
         return read_tries(self._warehouse, self._target.log_account, line_id)

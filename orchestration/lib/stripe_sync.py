@@ -40,6 +40,7 @@ Entity = Literal[
 ]
 Step = Literal["intent", "confirmed", "failed"]
 CollectionMethod = Literal["charge_automatically", "send_invoice"]
+MeterApi = Literal["v1", "v2"]
 StripeObject = stripe.Customer | stripe.Product | stripe.Invoice | stripe.InvoiceItem | stripe.InvoiceLineItem
 
 CUSTOMER_KEY = "metering_customer_id"
@@ -200,6 +201,7 @@ class InvoiceSettings:
             Stripe; else a customer is created for them.
         meter_grace: METERING_STRIPE_METER_GRACE_HOURS, how long after the end of a service period Stripe counts meter
             events for it: the account's grace period for finalising invoices.
+        meter_api: METERING_STRIPE_METER_API, v1 for a call for each meter event, or v2 for the stream.
     """
 
     collection_method: CollectionMethod = "charge_automatically"
@@ -210,6 +212,7 @@ class InvoiceSettings:
     creates_customers: bool = True
     shows_unit_prices: bool = True
     meter_grace: timedelta = timedelta(hours=72)
+    meter_api: MeterApi = "v1"
 
 
 @dataclass(frozen=True)
@@ -405,6 +408,13 @@ def read_invoice_settings(environ: Mapping[str, str]) -> InvoiceSettings:
             f"METERING_STRIPE_METER_GRACE_HOURS is {grace!r}: set it to the hours, from 1 to {MOST_METER_GRACE_HOURS}, "
             "after which the account finalises invoices of subscriptions (in Stripe's settings of invoices)."
         )
+    asked_api = environ.get("METERING_STRIPE_METER_API", "v1")
+    apis: tuple[MeterApi, ...] = get_args(MeterApi)
+    meter_api = next((api for api in apis if api == asked_api), None)
+    if meter_api is None:
+        raise StripeSyncError(
+            f"METERING_STRIPE_METER_API is {asked_api!r}: set it to v1, a call for each meter event, or v2, the stream."
+        )
     return InvoiceSettings(
         collection_method=method,
         days_until_due=None if days is None else int(days),
@@ -414,6 +424,7 @@ def read_invoice_settings(environ: Mapping[str, str]) -> InvoiceSettings:
         creates_customers=environ.get("METERING_STRIPE_CREATE_CUSTOMERS", "1") != "0",
         shows_unit_prices=environ.get("METERING_STRIPE_UNIT_PRICES", "1") != "0",
         meter_grace=timedelta(hours=int(grace)),
+        meter_api=meter_api,
     )
 
 

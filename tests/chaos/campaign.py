@@ -8,9 +8,10 @@ one of them, or for one after others were added, though Stripe is not known to d
 call of the first: half of the time it takes over the lock, else it is refused. Runs end with syncs without faults; then
 every line must be in Stripe once, with its amount.
 
-Some lines go to meters: as an event, or as an invoice item where they are too old by then, or are corrections of more
-than their meter has. Events share minutes, customers and values, so that sums tell little. Each must be there once, and
-not in both ways; no event may come after Stripe has finalised its invoice, and no minute may have less than nothing.
+Some lines go to meters: as an event, by the v1 API in one half of the runs and by the v2 stream in the other, or as an
+invoice item where they are too old by then, or are corrections of more than their meter has. Events share minutes,
+customers and values, so that sums tell little. Each must be there once, and not in both ways; no event may come after
+Stripe has finalised its invoice, and no minute may have less than nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import stripe
 from orchestration.lib.project import PROJECT_DIR
 from orchestration.lib.stripe_lock import SyncLockError, hold_sync_lock
 from orchestration.lib.stripe_meters import MeterReport, sync_outboxes
-from orchestration.lib.stripe_sync import ITEMS_PER_INVOICE, InvoiceSettings, SyncReport
+from orchestration.lib.stripe_sync import ITEMS_PER_INVOICE, InvoiceSettings, MeterApi, SyncReport
 from orchestration.lib.stripe_target import StripeTarget
 from orchestration.lib.warehouse import (
     DuckDBWarehouse,
@@ -92,6 +93,7 @@ class Tally:
     lines: int = 0
     events: int = 0
     corrections: int = 0
+    streamed: int = 0
     metered_as_items: int = 0
     corrected_as_items: int = 0
     faults: Counter[str] = field(default_factory=Counter)
@@ -112,7 +114,7 @@ class Tally:
     def describe(self) -> str:
         lines = [
             f"{self.runs:,} runs, {self.syncs:,} syncs, {self.calls:,} calls to Stripe, {self.lines:,} ledger lines, "
-            f"of which {self.events:,} as meter events ({self.corrections:,} negative) and {self.metered_as_items:,} "
+            f"of which {self.events:,} as meter events ({self.corrections:,} negative, {self.streamed:,} by the stream) and {self.metered_as_items:,} "
             f"({self.corrected_as_items:,} negative) that meters could not take",
             f"{self.refused_by_lock:,} syncs refused or stopped because another held the lock",
             f"{sum(self.faults.values()):,} faults injected:",
@@ -174,7 +176,10 @@ class FaultyStripe(stripe.HTTPClient):
         if fault.startswith("refused"):
             param = "lines[1][amount]" if "naming" in fault else None
             raise ApiError(402, "refused by the campaign", code="refused", param=param)
-        if method == "get":
+        if method == "post" and path.startswith("/v2/"):
+            token = headers["Authorization"].removeprefix("Bearer ")
+            answer = api.post_json(path, form, token, fails_afterwards=fault.endswith("stored"))
+        elif method == "get":
             answer = api.get(path, parse_qsl(urlsplit(url).query, keep_blank_values=True))
         else:
             answer = api.post(
@@ -232,6 +237,7 @@ class Run:
         client = stripe.StripeClient("sk_test_chaos", max_network_retries=0, http_client=FaultyStripe(self))
         self._target = StripeTarget(client, self._store.account_id(), "local", "local Stripe server")
         self._grace = self._choose(GRACES)
+        self._meter_api: MeterApi = self._random.choice(["v1", "v2"])
         self._expected = self._fill_outbox()
 
     def execute(self) -> None:
@@ -283,7 +289,9 @@ class Run:
                         self._target,
                         billing_period=None,
                         progress=lambda _: None,
-                        settings=InvoiceSettings(finalizes=finalizes, meter_grace=self._grace),
+                        settings=InvoiceSettings(
+                            finalizes=finalizes, meter_grace=self._grace, meter_api=self._meter_api
+                        ),
                         sleep=lambda _: None,
                         now=self._now,
                         lock=lock,
@@ -404,6 +412,7 @@ class Run:
         values = [value for values in actual.values() for value in values]
         items = [self._metered[line_id][1] for line_id in as_items & self._metered.keys()]
         self._tally.events += len(values)
+        self._tally.streamed += len(values) if self._meter_api == "v2" else 0
         self._tally.corrections += sum(value < 0 for value in values)
         self._tally.metered_as_items += len(items)
         self._tally.corrected_as_items += sum(value < 0 for value in items)

@@ -22,7 +22,7 @@ from orchestration.lib.stripe_meters import (
     plan_events,
     sync_outboxes,
 )
-from orchestration.lib.stripe_sync import SyncReport, read_back_invoices
+from orchestration.lib.stripe_sync import InvoiceSettings, SyncReport, read_back_invoices
 from orchestration.lib.stripe_target import StripeTarget
 from orchestration.lib.warehouse import raw_and_ops_table_statements
 from orchestration.local_stripe import Fault, LocalStripeServer
@@ -50,11 +50,14 @@ class Metering:
             """
         )
         self.server = server
+        self.settings = InvoiceSettings()
+        self.events_path = "/v1/billing/meter_events"
+        self.offset = timedelta(0)
         # Without the SDK's retries, so that one fault is enough.
         self.target = target_of(server, lambda method, url, form, send: send())
 
     def now(self) -> datetime:
-        return datetime.fromtimestamp(self.server.control.now(), UTC).replace(tzinfo=None)
+        return datetime.fromtimestamp(self.server.control.now(), UTC).replace(tzinfo=None) + self.offset
 
     def wait(self, time: timedelta) -> None:
         self.server.control.advance(time.total_seconds())
@@ -93,6 +96,7 @@ class Metering:
             target or self.target,
             billing_period=None,
             progress=lambda _: None,
+            settings=self.settings,
             sleep=lambda _: None,
             now=self.now,
         )
@@ -117,7 +121,7 @@ class Metering:
 
     def fail(self, kind: FaultKind) -> None:
         """What happens to the next event."""
-        self.server.control.add(Fault(kind, "POST", "/v1/billing/meter_events"))
+        self.server.control.add(Fault(kind, "POST", self.events_path))
 
 
 @pytest.fixture
