@@ -14,7 +14,7 @@ negative line is an event where its meter has enough to take it from, which is k
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -46,6 +46,7 @@ from orchestration.lib.stripe_sync import (
     describe_error,
     error_code,
     is_refusal,
+    is_unmapped,
     read_log,
     read_outbox,
     sync_invoice_items,
@@ -155,7 +156,7 @@ class MeterReport:
         sent: events that Stripe took in this run.
         confirmed_by_lookup: events of an earlier run that turned out to have arrived.
         already_confirmed: events that the log had as confirmed.
-        held: lines with a hold reason.
+        held: lines with a hold reason, or whose customer is not mapped to one in Stripe and may not be created.
         as_items: lines that Stripe's meters cannot take, handed to the invoice items.
         waiting: lines whose outcome cannot be looked up yet.
         failed: lines that Stripe refused, or whose customer or meter was.
@@ -443,7 +444,8 @@ def describe_events(decisions: Iterable[Decision]) -> str:
     """What a sync would do with the lines of the route meter_event, as text."""
     text = []
     counts: dict[Way, int] = defaultdict(int)
-    for decision in decisions:
+    decided = list(decisions)
+    for decision in decided:
         line = decision.line
         counts[decision.way] += 1
         if decision.way == "send":
@@ -457,7 +459,21 @@ def describe_events(decisions: Iterable[Decision]) -> str:
         f"would send {counts['send']} meter events and look for {counts['look']}; {counts['done']} there already, "
         f"{counts['item']} as invoice items, {counts['held']} held, {counts['wait'] + counts['correction']} waiting"
     )
-    return "\n".join(text)
+    return "\n".join([*text, *describe_unmapped_events(decided)])
+
+
+def describe_unmapped_events(decisions: Iterable[Decision]) -> list[str]:
+    """A sentence for each customer whose events are held because nobody in Stripe is known for them."""
+    counts = Counter(
+        decision.line.customer_id
+        for decision in decisions
+        if decision.way == "held" and decision.line.hold_reason is None
+    )
+    return [
+        f"customer {customer_id}: {count} meter events held, because METERING_STRIPE_CREATE_CUSTOMERS=0 and "
+        "customers.csv has no stripe_customer_id for it"
+        for customer_id, count in counts.items()
+    ]
 
 
 def plan_events(
@@ -529,6 +545,8 @@ class _MeterRun(_Run):
         report = self._meter_report
         report.held = sum(decision.way == "held" for decision in decisions)
         report.already_confirmed = sum(decision.way == "done" for decision in decisions)
+        for text in describe_unmapped_events(decisions):
+            self._progress(text)
         self._report_orphans(billing_period)
         try:
             if any(decision.way in ("send", "look", "correction") for decision in decisions):
@@ -582,7 +600,11 @@ class _MeterRun(_Run):
     def _decide_alone(self, line: MeterLine) -> Decision:
         is_item = self._state("invoice_item", line.line_id).first_intent_at is not None
         tries = self.tries.get(line.line_id, ())
-        return decide(line, tries, is_item, self._now(), self._settings.meter_grace)
+        decision = decide(line, tries, is_item, self._now(), self._settings.meter_grace)
+        is_new = decision.tried is None and decision.way in ("send", "wait", "correction")
+        if is_new and not self._settings.creates_customers and is_unmapped(self._items[line.line_id], self._log):
+            return replace(decision, way="held")
+        return decision
 
     def _report_overdrawn(self) -> None:
         """A correction was sent, and afterwards Stripe found invalid what it corrects."""

@@ -515,13 +515,15 @@ def read_log(warehouse: Warehouse, stripe_account: str) -> Log:
 def hold_unmapped(lines: Iterable[OutboxLine], log: Log) -> list[OutboxLine]:
     """The outbox with the lines held whose customer is neither mapped to one in Stripe nor was created there before."""
     return [
-        replace(line, hold_reason=CUSTOMER_NOT_MAPPED)
-        if line.hold_reason is None
-        and line.stripe_customer_id is None
-        and log.get(("customer", line.customer_id), NOTHING_LOGGED).confirmed_id is None
-        else line
+        replace(line, hold_reason=CUSTOMER_NOT_MAPPED) if line.hold_reason is None and is_unmapped(line, log) else line
         for line in lines
     ]
+
+
+def is_unmapped(line: OutboxLine, log: Log) -> bool:
+    """Whether nobody in Stripe is known for a line's customer."""
+    customer = log.get(("customer", line.customer_id), NOTHING_LOGGED)
+    return line.stripe_customer_id is None and customer.confirmed_id is None
 
 
 def plan_sync(lines: Iterable[OutboxLine], log: Log, billing_period: str | None) -> SyncPlan:

@@ -53,6 +53,7 @@ class Metering:
         self.settings = InvoiceSettings()
         self.events_path = "/v1/billing/meter_events"
         self.offset = timedelta(0)
+        self.told: list[str] = []
         # Without the SDK's retries, so that one fault is enough.
         self.target = target_of(server, lambda method, url, form, send: send())
 
@@ -95,7 +96,7 @@ class Metering:
             self.warehouse.opened,
             target or self.target,
             billing_period=None,
-            progress=lambda _: None,
+            progress=self.told.append,
             settings=self.settings,
             sleep=lambda _: None,
             now=self.now,
@@ -337,6 +338,27 @@ def test_a_line_that_is_held_waits_in_both_outboxes(metering: Metering) -> None:
     events, items = metering.sync()
     assert (events.held, events.waiting, items.created) == (1, 1, 0)
     assert "line l2: its meter event waits" in events.problems[0]
+
+
+def test_events_of_customers_who_may_not_be_created_are_held_and_named(metering: Metering) -> None:
+    metering.settings = InvoiceSettings(creates_customers=False)
+    metering.add("l1", 10)
+    metering.correct("l2", -1, "l1")
+    events, items = metering.sync()
+    assert (events.held, events.is_clean, items.is_clean) == (2, True, True)
+    sentence = (
+        "customer customer_1: 2 meter events held, because METERING_STRIPE_CREATE_CUSTOMERS=0 and customers.csv has no "
+        "stripe_customer_id for it"
+    )
+    assert sentence in metering.told
+    decisions, _ = plan_events(metering.warehouse.opened, metering.target, None, metering.settings)
+    assert describe_events(decisions).splitlines()[-1] == sentence
+    assert metering.warehouse.log() == []
+    customer = metering.target.client.v1.customers.create().id
+    for line_id in ("l1", "l2"):
+        metering.warehouse.set(line_id, f"stripe_customer_id = '{customer}'")
+    events, _ = metering.sync()
+    assert (events.sent, events.held, metering.total("l1")) == (2, 0, 9)
 
 
 def test_an_event_keeps_its_way_when_the_route_changes(metering: Metering) -> None:
