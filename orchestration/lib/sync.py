@@ -8,7 +8,8 @@ from orchestration.lib.close import BILLING_PERIOD
 from orchestration.lib.guards import GuardReport, run_guards
 from orchestration.lib.project import MeteringError, Progress, Settings
 from orchestration.lib.stripe_lock import hold_sync_lock
-from orchestration.lib.stripe_meters import Decision, MeterReport, plan_events, sync_outboxes
+from orchestration.lib.stripe_meter_decisions import Decision
+from orchestration.lib.stripe_meters import MeterReport, plan_events, sync_outboxes
 from orchestration.lib.stripe_sync import (
     SyncPlan,
     SyncReport,

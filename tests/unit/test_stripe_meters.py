@@ -12,16 +12,17 @@ import pytest
 import stripe
 
 from orchestration.lib.project import PROJECT_DIR
-from orchestration.lib.stripe_meters import (
+from orchestration.lib.stripe_meter_decisions import (
+    Decision,
     MeterLine,
-    MeterReport,
     Try,
+    Way,
     decide,
+    decide_corrections,
     describe_events,
     find_arrived,
-    plan_events,
-    sync_outboxes,
 )
+from orchestration.lib.stripe_meters import MeterReport, plan_events, sync_outboxes
 from orchestration.lib.stripe_sync import InvoiceSettings, SyncReport, read_back_invoices
 from orchestration.lib.stripe_target import StripeTarget
 from orchestration.lib.warehouse import raw_and_ops_table_statements
@@ -283,6 +284,26 @@ def test_what_was_found_invalid_after_its_correction_is_named(metering: Metering
     events, _ = metering.sync()
     assert "meter calls, customer_1" in events.problems[0]
     assert "Stripe has -4, and bills nothing for less than nothing" in events.problems[0]
+
+
+def test_corrections_are_decided_in_their_order_by_what_is_left() -> None:
+    """What fits beside the others goes; what would fit without one that is on its way waits; what never fits is an item."""
+    end = datetime(2026, 11, 1)
+    at = end - timedelta(minutes=1)
+
+    def decision(line_id: str, value: int, way: Way) -> Decision:
+        line = MeterLine(line_id, "c", "2026-10", "calls", None, value, at, None, datetime(2026, 10, 1), end)
+        return Decision(line, way, f"{line_id}-0")
+
+    tries = {"a": [Try("a", "a-0", "calls", 10, "c", 1, 0, False, end, end, end)]}
+    decisions = [decision("a", 10, "done")]
+    decisions += [decision(f"c{-value}", value, "correction") for value in (-6, -5, -4, -11)]
+    ways = [decided.way for decided in decide_corrections(decisions, tries)]
+    assert ways == ["done", "send", "correction", "send", "item"]
+    unsettled: tuple[Way, ...] = ("send", "look", "wait")
+    for way in unsettled:
+        undecided = [*decisions, decision("b", 100, way)]
+        assert decide_corrections(undecided, tries) == undecided
 
 
 def test_the_time_until_finalisation_is_kept() -> None:
