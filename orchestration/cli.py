@@ -24,7 +24,7 @@ from orchestration.lib.project import MeteringError, build, read_settings
 from orchestration.lib.scenario import drop_scenario, name_from
 from orchestration.lib.shadow import describe_comparison, list_comparisons
 from orchestration.lib.statement import write_statement
-from orchestration.lib.stripe_meters import describe_events
+from orchestration.lib.stripe_meter_decisions import describe_events
 from orchestration.lib.stripe_reconcile import reconcile as reconcile_with_stripe
 from orchestration.lib.stripe_sync import describe_plan
 from orchestration.lib.sync import guarded_sync, plan_without_sending
@@ -194,14 +194,19 @@ def sync(period: str | None, dry_run: bool, take_over: bool) -> None:
 
 @cli.command()
 def reconcile() -> None:
-    """Read Stripe back and compare events, ledger and Stripe invoice by invoice. Exits with 1 when an invoice is red.
+    """Read Stripe back and compare events, ledger and Stripe by invoice and by meter. Exits with 1 when one is red.
 
     Red is a difference above a threshold of guard_thresholds.csv. Missing, doubled and foreign items are named.
     """
     report = reconcile_with_stripe(read_settings(), os.environ)
     click.echo(report.describe())
-    if report.red:
-        raise MeteringError(f"{len(report.red)} invoices differ from Stripe by more than the thresholds allow.")
+    if report.red or report.red_meters:
+        raise MeteringError(
+            f"{len(report.red)} invoices and {len(report.red_meters)} customers' periods on meters differ from Stripe "
+            "by more than the thresholds allow."
+        )
+    if report.problems:
+        raise MeteringError("Stripe reports events on meters as invalid.")
 
 
 def _warn_of_unfinished_build(warehouse: Warehouse) -> None:

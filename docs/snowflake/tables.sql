@@ -26,3 +26,4 @@ grant select on table metering.ops.build_log to role metering_sync;
 grant select, insert on table metering.ops.stripe_sync_log to role metering_sync;
 grant select, insert, update on table metering.ops.stripe_sync_lock to role metering_sync;
 grant select, insert on table metering.ops.stripe_readback to role metering_sync;
+grant select, insert on table metering.ops.stripe_meter_readback to role metering_sync;

@@ -126,6 +126,18 @@
         currency varchar,
         amount_minor bigint
     )",
+    "create table if not exists ops.stripe_meter_readback (
+        readback_id varchar not null,
+        read_at datetime not null,
+        stripe_account varchar not null,
+        event_name varchar not null,
+        customer_id varchar not null,
+        service_period_start_at datetime not null,
+        service_period_end_at datetime not null,
+        stripe_customer_id varchar,
+        stripe_meter_id varchar,
+        units decimal(38, 12) not null
+    )",
     "create table if not exists ledger.billing_runs (
         run_id varchar not null,
         billing_period varchar not null,

@@ -6,6 +6,9 @@ or as an invoice item, `ops.stripe_sync_log` says so and it stays that way, unti
 Stripe keeps no event to be read back. It refuses an identifier that it has seen within 24 hours, and it adds up events
 by customer and minute. So an event without a known outcome goes again under its identifier while Stripe remembers
 that, and later the sum of its minute shows whether it arrived.
+
+Stripe counts an event until it finalises the invoice of its service period; after that the line is an invoice item. A
+negative line is an event where its meter has enough to take it from, which is known once all others are settled.
 """
 
 from __future__ import annotations
@@ -15,15 +18,31 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from itertools import combinations
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import Any
 
 import stripe
 from stripe.params.billing import MeterCreateParams, MeterEventCreateParams
 
 from orchestration.lib.project import Progress
 from orchestration.lib.stripe_lock import SyncLock, hold_sync_lock
+from orchestration.lib.stripe_meter_decisions import (
+    OLDEST,
+    SETTLED,
+    Decision,
+    MeterLine,
+    Period,
+    Try,
+    confirmed_values,
+    decide,
+    decide_corrections,
+    describe_unmapped_events,
+    find_arrived,
+    route_lines,
+)
+from orchestration.lib.stripe_meter_reports import REPORT, record_error_reports
+from orchestration.lib.stripe_meter_stream import EVENTS_PER_CALL, MeterStream, UnknownOutcomeError, stream_event
+from orchestration.lib.stripe_pace import Pace
 from orchestration.lib.stripe_sync import (
     ERROR_BODY_CHARACTERS,
     PAGE_SIZE,
@@ -40,6 +59,7 @@ from orchestration.lib.stripe_sync import (
     describe_error,
     error_code,
     is_refusal,
+    is_unmapped,
     read_log,
     read_outbox,
     sync_invoice_items,
@@ -48,81 +68,15 @@ from orchestration.lib.stripe_sync import (
 from orchestration.lib.stripe_target import StripeTarget, redact_keys
 from orchestration.lib.warehouse import Warehouse
 
-Way = Literal["send", "look", "wait", "item", "done", "held"]
-
 CUSTOMER_KEY = "stripe_customer_id"
 VALUE_KEY = "value"
 
-# Stripe API reference, "Create a billing meter event": within the past 35 calendar days or up to 5 minutes ahead.
-# An hour is left for retries and for clocks that disagree.
-OLDEST = timedelta(days=35) - timedelta(hours=1)
-FUTURE = timedelta(minutes=4)
-# As above: identifiers are unique "within a rolling period of at least 24 hours".
-REMEMBERED = timedelta(hours=23)
-# Sums of events are eventually consistent; nothing is concluded from one that may lack what was sent within an hour.
-SETTLED = timedelta(hours=1)
+# Stripe API reference, "Create a billing meter event": "1000 calls per second in live mode, and one concurrent
+# call per customer per meter". One call at a time is made here.
+EVENT_CALLS_PER_SECOND = 1000
 
 # More than these are not told apart by their sum.
 MOST_UNKNOWN_IN_A_MINUTE = 10
-
-# In place of the outbox's meter_event: the line is no invoice item for good, so it holds no invoice back.
-ON_A_METER = "on_a_meter"
-
-
-@dataclass(frozen=True)
-class MeterLine:
-    """One row of `marts.stripe_meter_events`; `event_at` in naive UTC, `value_units` None where it cannot be sent."""
-
-    line_id: str
-    customer_id: str
-    billing_period: str
-    event_name: str | None
-    display_name: str | None
-    value_units: int | None
-    event_at: datetime
-    hold_reason: str | None
-
-
-@dataclass(frozen=True)
-class Try:
-    """What the log says of one identifier of a line; `refusals` counts 4xx answers, times are naive UTC.
-
-    `is_undone` says that Stripe turned out not to have the event, although it may have taken it at first.
-    """
-
-    line_id: str
-    identifier: str
-    event_name: str
-    value_units: int
-    customer_id: str
-    intents: int
-    refusals: int
-    is_undone: bool
-    first_intent_at: datetime
-    last_intent_at: datetime
-    confirmed_at: datetime | None
-
-    @property
-    def is_confirmed(self) -> bool:
-        return self.confirmed_at is not None and not self.is_undone
-
-    @property
-    def is_unknown(self) -> bool:
-        """Stripe may have the event."""
-        return self.confirmed_at is None and not self.is_undone and self.intents > self.refusals
-
-
-Tries = Mapping[str, Sequence[Try]]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What becomes of a line now. `tried` is the try without a known outcome that it is about."""
-
-    line: MeterLine
-    way: Way
-    identifier: str
-    tried: Try | None = None
 
 
 @dataclass
@@ -133,11 +87,11 @@ class MeterReport:
         sent: events that Stripe took in this run.
         confirmed_by_lookup: events of an earlier run that turned out to have arrived.
         already_confirmed: events that the log had as confirmed.
-        held: lines with a hold reason.
+        held: lines with a hold reason, or whose customer is not mapped to one in Stripe and may not be created.
         as_items: lines that Stripe's meters cannot take, handed to the invoice items.
         waiting: lines whose outcome cannot be looked up yet.
         failed: lines that Stripe refused, or whose customer or meter was.
-        unknown: events without an outcome when the run stopped, 0 or 1.
+        unknown: events without an outcome when the run stopped.
         meters_created: meters made by this run.
         problems: a sentence for each thing that someone must look at.
     """
@@ -227,7 +181,8 @@ def read_meter_lines(warehouse: Warehouse) -> list[MeterLine]:
         warehouse,
         """
         select
-            line_id, customer_id, billing_period, event_name, display_name, value_units, event_at, hold_reason
+            line_id, customer_id, billing_period, event_name, display_name, value_units, event_at, hold_reason,
+            service_period_start_at, service_period_end_at
         from marts.stripe_meter_events
         order by line_id
         """,
@@ -275,70 +230,6 @@ def read_tries(warehouse: Warehouse, stripe_account: str, line_id: str | None = 
     return tries
 
 
-def decide(line: MeterLine, tries: Sequence[Try], is_item: bool, now: datetime) -> Decision:
-    """What becomes of a line.
-
-    Args:
-        line: the line.
-        tries: what the log has of it as an event.
-        is_item: whether it was tried as an invoice item; it then stays one.
-        now: naive UTC.
-    """
-    identifier = f"{line.line_id}-{len(tries)}"
-    if any(tried.is_confirmed for tried in tries):
-        return Decision(line, "done", identifier)
-    for tried in tries:
-        if not tried.is_unknown:
-            continue
-        in_window = now - OLDEST <= line.event_at <= now + FUTURE
-        if in_window and now - tried.first_intent_at < REMEMBERED:
-            return Decision(line, "send", tried.identifier, tried)
-        way: Way = "look" if now - tried.last_intent_at >= SETTLED else "wait"
-        return Decision(line, way, tried.identifier, tried)
-    if is_item:
-        return Decision(line, "item", identifier)
-    if line.hold_reason is not None or line.value_units is None:
-        return Decision(line, "held", identifier)
-    if line.value_units < 0 or line.event_at < now - OLDEST:
-        return Decision(line, "item", identifier)
-    return Decision(line, "send" if line.event_at <= now + FUTURE else "wait", identifier)
-
-
-def route_lines(items: Iterable[OutboxLine], decisions: Mapping[str, Decision], tries: Tries) -> list[OutboxLine]:
-    """The outbox of invoice items as it is after the events were sent.
-
-    A line that Stripe has or may have as an event is held, whatever its subscription's route is now; one that meters
-    cannot take is let go.
-    """
-    routed = []
-    for item in items:
-        decision = decisions.get(item.line_id)
-        hold = item.hold_reason
-        if any(tried.is_confirmed for tried in tries.get(item.line_id, ())):
-            hold = ON_A_METER
-        elif any(tried.is_unknown for tried in tries.get(item.line_id, ())):
-            hold = hold or "meter_event"
-        elif decision is not None and hold == "meter_event":
-            if decision.way == "item":
-                hold = None
-            elif decision.line.hold_reason == "zero_quantity":
-                hold = ON_A_METER
-        routed.append(item if hold == item.hold_reason else replace(item, hold_reason=hold))
-    return routed
-
-
-def find_arrived(values: Sequence[int], arrived: int) -> tuple[int, ...] | None:
-    """Which of the values, by position, add up to what arrived; None when no choice of them does.
-
-    Where several choices do, any is right: the events are of one customer, meter and minute, so that only sums differ.
-    """
-    for count in range(len(values) + 1):
-        for chosen in combinations(range(len(values)), count):
-            if sum(values[position] for position in chosen) == arrived:
-                return chosen
-    return None
-
-
 def meter_parameters(event_name: str, display_name: str) -> MeterCreateParams:
     """The meter to create."""
     return {
@@ -380,27 +271,8 @@ def is_duplicate(error: stripe.StripeError) -> bool:
     return error.http_status == 400 and "already exists with identifier" in (error.user_message or "")
 
 
-def describe_events(decisions: Iterable[Decision]) -> str:
-    """What a sync would do with the lines of the route meter_event, as text."""
-    text = []
-    counts: dict[Way, int] = defaultdict(int)
-    for decision in decisions:
-        line = decision.line
-        counts[decision.way] += 1
-        if decision.way == "send":
-            value = decision.tried.value_units if decision.tried is not None else line.value_units
-            text.append(f"event {decision.identifier}: {value} on {line.event_name}, customer {line.customer_id}")
-        elif decision.way == "item":
-            text.append(f"line {line.line_id}: {line.value_units} on {line.event_name} goes as an invoice item")
-    text.append(
-        f"would send {counts['send']} meter events and look for {counts['look']}; {counts['done']} there already, "
-        f"{counts['item']} as invoice items, {counts['held']} held, {counts['wait']} waiting"
-    )
-    return "\n".join(text)
-
-
 def plan_events(
-    warehouse: Warehouse, target: StripeTarget, billing_period: str | None
+    warehouse: Warehouse, target: StripeTarget, billing_period: str | None, settings: InvoiceSettings | None = None
 ) -> tuple[list[Decision], list[OutboxLine]]:
     """What a sync would do now with the lines of the route of a period, and the invoice items that follow."""
     items = read_outbox(warehouse)
@@ -409,7 +281,7 @@ def plan_events(
         target,
         items,
         MeterReport(),
-        InvoiceSettings(),
+        settings or InvoiceSettings(),
         lambda _: None,
         time.sleep,
         # Not taken: nothing is sent.
@@ -440,27 +312,39 @@ class _MeterRun(_Run):
         super().__init__(warehouse, target, settings, log, SyncReport(target.log_account), progress, sleep, lock)
         self._items = {item.line_id: item for item in items}
         self._lines = read_meter_lines(warehouse)
+        self._periods: dict[Period, list[MeterLine]] = defaultdict(list)
+        for line in self._lines:
+            self._periods[line.period].append(line)
         self._meter_report = report
         self._now = now
+        self._streamed: dict[str, Decision] = {}
+        self._pace = Pace(EVENT_CALLS_PER_SECOND, sleep)
         self._meters: dict[str, stripe.billing.Meter] = {}
         self.tries = self._read_tries()
 
     def decide(self) -> dict[str, Decision]:
         """What becomes of each line of the outbox, by line id."""
-        now = self._now()
-        return {line.line_id: self._decide(line, now) for line in self._lines}
+        decided = {
+            decision.line.line_id: decision
+            for lines in self._periods.values()
+            for decision in self._decide_period(lines)
+        }
+        return {line.line_id: decided[line.line_id] for line in self._lines}
 
     def send_events(self, billing_period: str | None) -> None:
         """Send the events of a period, or of all; what was refused or stopped the run goes into the report."""
+        self._take_error_reports()
         decisions = [
             decision for decision in self.decide().values() if billing_period in (None, decision.line.billing_period)
         ]
         report = self._meter_report
         report.held = sum(decision.way == "held" for decision in decisions)
         report.already_confirmed = sum(decision.way == "done" for decision in decisions)
+        for text in describe_unmapped_events(decisions):
+            self._progress(text)
         self._report_orphans(billing_period)
         try:
-            if any(decision.way in ("send", "look") for decision in decisions):
+            if any(decision.way in ("send", "look", "correction") for decision in decisions):
                 self._read_meters(decisions)
                 self._look(decisions)
                 self._send_all(billing_period)
@@ -469,21 +353,65 @@ class _MeterRun(_Run):
         except _RefusedError as refused:
             report.problems.append(f"no meter event was sent, because {refused}")
         self.tries = self._read_tries()
-        for line in self._lines:
+        for decision in self.decide().values():
+            line = decision.line
             if billing_period not in (None, line.billing_period):
                 continue
-            way = self._decide(line, self._now()).way
-            report.as_items += way == "item"
-            if way == "wait":
+            report.as_items += decision.way == "item"
+            if decision.way == "wait":
                 report.waiting += 1
                 report.problems.append(
                     f"line {line.line_id}: its meter event waits, because it lies in the future or was tried within "
                     "the last hour. Run the sync again later."
                 )
+            elif decision.way == "correction":
+                report.waiting += 1
+                report.problems.append(
+                    f"line {line.line_id}: its {line.value_units} on {line.event_name} wait, because other lines of "
+                    "its customer and service period are not settled. Run the sync again, for all billing periods."
+                )
+        self._report_overdrawn()
 
-    def _decide(self, line: MeterLine, now: datetime) -> Decision:
+    def _take_error_reports(self) -> None:
+        """Find out which events Stripe took and did not count; once in a run, so that none is sent twice in one."""
+        try:
+            self._meter_report.problems += record_error_reports(
+                self._warehouse, self._target, self._now(), lambda call: self._look_up(REPORT, "all", call)
+            )
+        except (_RefusedError, _StoppedError) as error:
+            self._meter_report.problems.append(f"Stripe's error reports of meters could not be read: {error}")
+        self.tries = self._read_tries()
+
+    def _decide(self, line: MeterLine) -> Decision:
+        alone = self._decide_alone(line)
+        if alone.way != "correction":
+            return alone
+        decided = self._decide_period(self._periods[line.period])
+        return next(decision for decision in decided if decision.line.line_id == line.line_id)
+
+    def _decide_period(self, lines: Iterable[MeterLine]) -> list[Decision]:
+        return decide_corrections([self._decide_alone(line) for line in lines], self.tries)
+
+    def _decide_alone(self, line: MeterLine) -> Decision:
         is_item = self._state("invoice_item", line.line_id).first_intent_at is not None
-        return decide(line, self.tries.get(line.line_id, ()), is_item, now)
+        tries = self.tries.get(line.line_id, ())
+        decision = decide(line, tries, is_item, self._now(), self._settings.meter_grace)
+        is_new = decision.tried is None and decision.way in ("send", "wait", "correction")
+        if is_new and not self._settings.creates_customers and is_unmapped(self._items[line.line_id], self._log):
+            return replace(decision, way="held")
+        return decision
+
+    def _report_overdrawn(self) -> None:
+        """A correction was sent, and afterwards Stripe found invalid what it corrects."""
+        for (customer_id, event_name, start_at, end_at), lines in self._periods.items():
+            values = (confirmed_values(self.tries.get(line.line_id, ()), event_name) for line in lines)
+            total = sum(map(sum, values))
+            if total < 0 and self._now() < end_at + OLDEST:
+                self._meter_report.problems.append(
+                    f"meter {event_name}, {customer_id}, {start_at} to {end_at} UTC: Stripe has {total}, and bills "
+                    "nothing for less than nothing. Events that are corrected were found invalid: see that they can go "
+                    "again before the invoice is finalised, or credit the rest in Stripe."
+                )
 
     def _report_orphans(self, billing_period: str | None) -> None:
         """An event may have arrived whose line left the outbox: its minute is not known any more."""
@@ -508,7 +436,9 @@ class _MeterRun(_Run):
         # An active one goes before one that was deactivated: Stripe lets its event name be used again.
         self._meters = {meter.event_name: meter for meter in sorted(listed, key=lambda meter: meter.status == "active")}
         needed = {
-            decision.line.event_name: decision.line.display_name for decision in decisions if decision.way == "send"
+            decision.line.event_name: decision.line.display_name
+            for decision in decisions
+            if decision.way in ("send", "correction")
         }
         for name, display_name in needed.items():
             if name is None or name in self._meters:
@@ -608,38 +538,95 @@ class _MeterRun(_Run):
                 self._log_event(decision, "failed", error_code="not_delivered")
 
     def _send_all(self, billing_period: str | None) -> None:
-        """Send what is to be sent now, also what the minutes showed not to have arrived."""
-        for line in self._lines:
-            if billing_period not in (None, line.billing_period):
-                continue
-            if self._decide(line, self._now()).way not in ("send", "look"):
-                continue
+        """Send what is to be sent now, also what the minutes showed not to have arrived, and corrections last."""
+        self.tries = self._read_tries()
+        lines = [line for line in self._lines if billing_period in (None, line.billing_period)]
+        corrections = [line for line in lines if self._decide_alone(line).way == "correction"]
+        send = self._send_streamed if self._settings.meter_api == "v2" else self._send_one_by_one
+        send([line for line in lines if self._decide_alone(line).way == "send"])
+        self.tries = self._read_tries()
+        send(corrections)
+
+    def _send_streamed(self, lines: Sequence[MeterLine]) -> None:
+        stream = MeterStream(self._client, self._record_streamed, self._now, self._sleep)
+        for start in range(0, len(lines), EVENTS_PER_CALL):
+            events = []
+            for line in lines[start : start + EVENTS_PER_CALL]:
+                decision = self._decide(line)
+                if decision.way != "send":
+                    continue
+                try:
+                    events.append(stream_event(self._event(line, decision)))
+                except _RefusedError as refused:
+                    self._report_refused(line, str(refused))
+                    continue
+                self._streamed[decision.identifier] = decision
+            try:
+                refused_events = stream.send(events)
+            except UnknownOutcomeError as unknown:
+                self._meter_report.unknown += unknown.count
+                raise
+            for identifier, reason in refused_events.items():
+                self._report_refused(self._streamed[identifier].line, f"event {identifier}: {reason}")
+
+    def _record_streamed(self, step: Step, identifiers: Sequence[str], columns: Mapping[str, Any]) -> None:
+        rows = [
+            {"entity": "meter_event", "step": step, "logged_at": self._now()}
+            | self._event_columns(self._streamed[identifier])
+            | ({"stripe_object_id": identifier} if step == "confirmed" else {})
+            | dict(columns)
+            for identifier in identifiers
+        ]
+        self._write(rows)
+        self._meter_report.sent += len(rows) if step == "confirmed" else 0
+
+    def _send_one_by_one(self, lines: Sequence[MeterLine]) -> None:
+        for line in lines:
             # A second sync may have worked on it meanwhile.
-            self.tries[line.line_id] = self._read_tries(line.line_id).get(line.line_id, [])
-            decision = self._decide(line, self._now())
+            self._refresh(line)
+            decision = self._decide(line)
             if decision.way != "send":
                 continue
             try:
                 self._send_event(line, decision)
             except _RefusedError as refused:
-                self._meter_report.failed += 1
-                self._meter_report.problems.append(
-                    f"line {line.line_id}: its meter event was not sent, because {refused}"
-                )
+                self._report_refused(line, str(refused))
+            if (line.value_units or 0) < 0:
+                # For the corrections that come after it.
+                self._refresh(line)
 
-    def _send_event(self, line: MeterLine, decision: Decision) -> None:
+    def _report_refused(self, line: MeterLine, reason: str) -> None:
+        self._meter_report.failed += 1
+        self._meter_report.problems.append(f"line {line.line_id}: its meter event was not sent, because {reason}")
+
+    def _refresh(self, line: MeterLine) -> None:
+        self.tries[line.line_id] = self._read_tries(line.line_id).get(line.line_id, [])
+
+    def _event(self, line: MeterLine, decision: Decision) -> MeterEventCreateParams:
+        """The event of a line, whose customer and meter are there.
+
+        Raises:
+            _RefusedError: they are not.
+        """
         parameters = event_parameters(line, decision, self._ensure_customer(self._items[line.line_id]))
         meter = self._meters.get(parameters["event_name"])
         if meter is None or meter_differences(meter):
             raise _RefusedError(f"the meter {parameters['event_name']} is missing in Stripe or differs.")
+        return parameters
+
+    def _send_event(self, line: MeterLine, decision: Decision) -> None:
+        parameters = self._event(line, decision)
         self._log_event(decision, "intent")
         # An identifier holds for all its requests, and an idempotency key for one: under it Stripe would repeat a 500.
         attempt = decision.tried.intents if decision.tried is not None else 0
         key = f"{decision.identifier}.{attempt}.{self._attempt_id}"
+
+        def create() -> stripe.billing.MeterEvent:
+            self._pace.wait()
+            return self._services.billing.meter_events.create(parameters, {"idempotency_key": key})
+
         try:
-            event = with_backoff(
-                lambda: self._services.billing.meter_events.create(parameters, {"idempotency_key": key}), self._sleep
-            )
+            event = with_backoff(create, self._sleep)
         except stripe.StripeError as error:
             self._take_error(decision, error)
             return
@@ -687,18 +674,20 @@ class _MeterRun(_Run):
         raise _RefusedError(described) from None
 
     def _log_event(self, decision: Decision, step: Step, **columns: Any) -> None:
+        of_event = self._event_columns(decision)
+        self._append("meter_event", of_event.pop("entity_key"), step, **of_event, **columns)
+
+    def _event_columns(self, decision: Decision) -> dict[str, Any]:
+        """What a row of the log says of an event."""
         line, tried = decision.line, decision.tried
-        self._append(
-            "meter_event",
-            line.line_id,
-            step,
-            idempotency_key=decision.identifier,
-            amount_minor=line.value_units if tried is None else tried.value_units,
-            currency=line.event_name if tried is None else tried.event_name,
-            customer_id=line.customer_id,
-            billing_period=line.billing_period,
-            **columns,
-        )
+        return {
+            "entity_key": line.line_id,
+            "idempotency_key": decision.identifier,
+            "amount_minor": line.value_units if tried is None else tried.value_units,
+            "currency": line.event_name if tried is None else tried.event_name,
+            "customer_id": line.customer_id,
+            "billing_period": line.billing_period,
+        }
 
     def _read_tries(self, line_id: str | None = None) -> dict[str, list[Try]]:
         return read_tries(self._warehouse, self._target.log_account, line_id)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +12,8 @@ import stripe
 
 from orchestration.lib.invoices import format_minor
 from orchestration.lib.project import Settings
+from orchestration.lib.stripe_meter_readback import ReconciledMeter, read_meter_reconciliation, read_meters
+from orchestration.lib.stripe_meter_reports import record_error_reports
 from orchestration.lib.stripe_sync import (
     INVOICE_KEY,
     LINE_KEY,
@@ -53,13 +55,19 @@ class ReconciliationReport:
 
     stripe_account: str
     invoices: tuple[ReconciledInvoice, ...]
+    meters: tuple[ReconciledMeter, ...]
+    problems: tuple[str, ...] = ()
 
     @property
     def red(self) -> tuple[ReconciledInvoice, ...]:
         return tuple(invoice for invoice in self.invoices if invoice.status == "red")
 
+    @property
+    def red_meters(self) -> tuple[ReconciledMeter, ...]:
+        return tuple(meter for meter in self.meters if meter.status == "red")
+
     def describe(self) -> str:
-        """A line for each invoice that is not as it should be, with what was found, and the counts."""
+        """A line for each invoice and meter that is not as it should be, with what was found, and the counts."""
         lines = [f"{'invoice':<32}{'events':>14}{'ledger':>14}{'not sent':>14}{'Stripe':>14}{'difference':>14}"]
         for invoice in self.invoices:
             if invoice.status == "ok":
@@ -82,7 +90,17 @@ class ReconciliationReport:
             f"account {self.stripe_account}: {agreeing} of {len(self.invoices)} invoices agree with Stripe, "
             f"{len(self.red)} red; {changed} have adjustments to come"
         )
-        return "\n".join(lines if len(lines) > 2 else lines[1:])
+        if len(lines) == 2:
+            del lines[0]
+        if self.meters:
+            lines += [meter.describe() for meter in self.meters if meter.finding != "equal"]
+            equal = sum(meter.finding == "equal" for meter in self.meters)
+            unsettled = sum(meter.finding == "not_settled" for meter in self.meters)
+            lines.append(
+                f"account {self.stripe_account}: {equal} of {len(self.meters)} customers' periods on meters agree with "
+                f"Stripe, {unsettled} not settled, {len(self.red_meters)} red"
+            )
+        return "\n".join([*lines, *self.problems])
 
 
 def reconcile(settings: Settings, environ: Mapping[str, str]) -> ReconciliationReport:
@@ -93,24 +111,43 @@ def reconcile(settings: Settings, environ: Mapping[str, str]) -> ReconciliationR
         StripeTargetError: the Stripe settings in the environment cannot be used.
     """
     with connect(settings) as warehouse:
-        require_marts(warehouse, "fct_stripe_reconciliation")
+        require_marts(
+            warehouse,
+            "stripe_invoice_items",
+            "stripe_meter_events",
+            "fct_stripe_reconciliation",
+            "fct_stripe_meter_reconciliation",
+        )
         with open_stripe_target(environ, settings.stripe_state) as target:
-            record_readback(warehouse, target)
-        return read_reconciliation(warehouse, target.log_account)
+            problems = record_readback(warehouse, target)
+        return replace(read_reconciliation(warehouse, target.log_account), problems=tuple(problems))
 
 
-def record_readback(warehouse: Warehouse, target: StripeTarget) -> None:
-    """Append what Stripe has now to `ops.stripe_readback`, all of it or nothing.
+def record_readback(
+    warehouse: Warehouse,
+    target: StripeTarget,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC).replace(tzinfo=None),
+) -> list[str]:
+    """Append what Stripe has now to `ops.stripe_readback` and `ops.stripe_meter_readback`, all of it or nothing.
+
+    Before that Stripe's error reports of meters go into the log; a sentence is returned for each thing to look at.
 
     Invoices are those with our metadata; items those with our metadata and those on such an invoice.
+
+    Args:
+        warehouse: with the outboxes and the log.
+        target: the Stripe to read.
+        now: the present in naive UTC.
 
     Raises:
         StripeSyncError: Stripe cannot be read.
     """
-    read_at = datetime.now(UTC).replace(tzinfo=None)
+    read_at = now()
     stamp = (str(uuid.uuid4()), read_at, target.log_account)
     try:
+        problems = record_error_reports(warehouse, target, read_at)
         found = _read_stripe(target)
+        meters = read_meters(warehouse, target, read_at)
     except stripe.StripeError as error:
         raise StripeSyncError(
             f"{target.label}: reading back failed, nothing was kept: {describe_error(error)} Run it again."
@@ -118,6 +155,12 @@ def record_readback(warehouse: Warehouse, target: StripeTarget) -> None:
     rows = [dict(zip(COLUMNS, (*stamp, *row), strict=True)) for row in found]
     with warehouse.transaction():
         append_rows(warehouse, "ops.stripe_readback", rows)
+        append_rows(
+            warehouse,
+            "ops.stripe_meter_readback",
+            [dict(zip(COLUMNS[:3], stamp, strict=True)) | row for row in meters],
+        )
+    return problems
 
 
 def read_reconciliation(warehouse: Warehouse, stripe_account: str) -> ReconciliationReport:
@@ -137,7 +180,11 @@ def read_reconciliation(warehouse: Warehouse, stripe_account: str) -> Reconcilia
         """,
         [stripe_account],
     ).rows
-    return ReconciliationReport(stripe_account, tuple(ReconciledInvoice(*row) for row in rows))
+    return ReconciliationReport(
+        stripe_account,
+        tuple(ReconciledInvoice(*row) for row in rows),
+        tuple(read_meter_reconciliation(warehouse, stripe_account)),
+    )
 
 
 def _read_stripe(target: StripeTarget) -> list[tuple[Any, ...]]:

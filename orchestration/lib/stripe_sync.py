@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from math import ceil
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -35,9 +35,12 @@ from orchestration.lib.stripe_target import StripeTarget, redact_keys
 from orchestration.lib.warehouse import MissingObjectError, OpenTransactionError, Warehouse, append_rows
 
 T = TypeVar("T")
-Entity = Literal["customer", "product", "invoice", "invoice_item", "finalization", "meter", "meter_event"]
+Entity = Literal[
+    "customer", "product", "invoice", "invoice_item", "finalization", "meter", "meter_event", "meter_error_report"
+]
 Step = Literal["intent", "confirmed", "failed"]
 CollectionMethod = Literal["charge_automatically", "send_invoice"]
+MeterApi = Literal["v1", "v2"]
 StripeObject = stripe.Customer | stripe.Product | stripe.Invoice | stripe.InvoiceItem | stripe.InvoiceLineItem
 
 CUSTOMER_KEY = "metering_customer_id"
@@ -61,6 +64,9 @@ LINES_PER_CALL = 100
 
 PAGE_SIZE = 100
 ERROR_BODY_CHARACTERS = 4000
+
+# Below the 35 days within which Stripe takes events at all.
+MOST_METER_GRACE_HOURS = 35 * 24 - 1
 
 # How Stripe names the line at fault among several.
 NAMED_LINE = re.compile(r"lines\[(\d+)\]")
@@ -193,6 +199,9 @@ class InvoiceSettings:
             multiply to the amount, on a product for each metric.
         creates_customers: METERING_STRIPE_CREATE_CUSTOMERS=0 holds the lines of customers who are not mapped to one in
             Stripe; else a customer is created for them.
+        meter_grace: METERING_STRIPE_METER_GRACE_HOURS, how long after the end of a service period Stripe counts meter
+            events for it: the account's grace period for finalising invoices.
+        meter_api: METERING_STRIPE_METER_API, v1 for a call for each meter event, or v2 for the stream.
     """
 
     collection_method: CollectionMethod = "charge_automatically"
@@ -202,6 +211,8 @@ class InvoiceSettings:
     auto_advance: bool = False
     creates_customers: bool = True
     shows_unit_prices: bool = True
+    meter_grace: timedelta = timedelta(hours=72)
+    meter_api: MeterApi = "v1"
 
 
 @dataclass(frozen=True)
@@ -391,6 +402,19 @@ def read_invoice_settings(environ: Mapping[str, str]) -> InvoiceSettings:
             "METERING_STRIPE_DAYS_UNTIL_DUE goes with METERING_STRIPE_COLLECTION_METHOD=send_invoice: give a whole "
             "number of days with it, and none otherwise."
         )
+    grace = environ.get("METERING_STRIPE_METER_GRACE_HOURS", "72")
+    if not (grace.isascii() and grace.isdecimal() and 1 <= int(grace) <= MOST_METER_GRACE_HOURS):
+        raise StripeSyncError(
+            f"METERING_STRIPE_METER_GRACE_HOURS is {grace!r}: set it to the hours, from 1 to {MOST_METER_GRACE_HOURS}, "
+            "after which the account finalises invoices of subscriptions (in Stripe's settings of invoices)."
+        )
+    asked_api = environ.get("METERING_STRIPE_METER_API", "v1")
+    apis: tuple[MeterApi, ...] = get_args(MeterApi)
+    meter_api = next((api for api in apis if api == asked_api), None)
+    if meter_api is None:
+        raise StripeSyncError(
+            f"METERING_STRIPE_METER_API is {asked_api!r}: set it to v1, a call for each meter event, or v2, the stream."
+        )
     return InvoiceSettings(
         collection_method=method,
         days_until_due=None if days is None else int(days),
@@ -399,6 +423,8 @@ def read_invoice_settings(environ: Mapping[str, str]) -> InvoiceSettings:
         auto_advance=environ.get("METERING_STRIPE_AUTO_ADVANCE") == "1",
         creates_customers=environ.get("METERING_STRIPE_CREATE_CUSTOMERS", "1") != "0",
         shows_unit_prices=environ.get("METERING_STRIPE_UNIT_PRICES", "1") != "0",
+        meter_grace=timedelta(hours=int(grace)),
+        meter_api=meter_api,
     )
 
 
@@ -489,13 +515,15 @@ def read_log(warehouse: Warehouse, stripe_account: str) -> Log:
 def hold_unmapped(lines: Iterable[OutboxLine], log: Log) -> list[OutboxLine]:
     """The outbox with the lines held whose customer is neither mapped to one in Stripe nor was created there before."""
     return [
-        replace(line, hold_reason=CUSTOMER_NOT_MAPPED)
-        if line.hold_reason is None
-        and line.stripe_customer_id is None
-        and log.get(("customer", line.customer_id), NOTHING_LOGGED).confirmed_id is None
-        else line
+        replace(line, hold_reason=CUSTOMER_NOT_MAPPED) if line.hold_reason is None and is_unmapped(line, log) else line
         for line in lines
     ]
+
+
+def is_unmapped(line: OutboxLine, log: Log) -> bool:
+    """Whether nobody in Stripe is known for a line's customer."""
+    customer = log.get(("customer", line.customer_id), NOTHING_LOGGED)
+    return line.stripe_customer_id is None and customer.confirmed_id is None
 
 
 def plan_sync(lines: Iterable[OutboxLine], log: Log, billing_period: str | None) -> SyncPlan:

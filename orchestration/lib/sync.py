@@ -8,7 +8,8 @@ from orchestration.lib.close import BILLING_PERIOD
 from orchestration.lib.guards import GuardReport, run_guards
 from orchestration.lib.project import MeteringError, Progress, Settings
 from orchestration.lib.stripe_lock import hold_sync_lock
-from orchestration.lib.stripe_meters import Decision, MeterReport, plan_events, sync_outboxes
+from orchestration.lib.stripe_meter_decisions import Decision
+from orchestration.lib.stripe_meters import MeterReport, plan_events, sync_outboxes
 from orchestration.lib.stripe_sync import (
     SyncPlan,
     SyncReport,
@@ -68,14 +69,16 @@ def plan_without_sending(settings: Settings, *, billing_period: str | None) -> t
         StripeTargetError: the Stripe settings in the environment cannot be used.
     """
     _check_period(billing_period)
-    creates_customers = read_invoice_settings(os.environ).creates_customers
+    invoice_settings = read_invoice_settings(os.environ)
     with connect(settings) as warehouse:
         require_successful_build(warehouse)
         require_marts(warehouse, "stripe_invoice_items", "stripe_meter_events")
         with open_stripe_target(os.environ, settings.stripe_state) as target:
-            decisions, lines = plan_events(warehouse, target, billing_period)
+            decisions, lines = plan_events(warehouse, target, billing_period, invoice_settings)
             log = read_log(warehouse, target.log_account)
-            return decisions, plan_sync(lines if creates_customers else hold_unmapped(lines, log), log, billing_period)
+            if not invoice_settings.creates_customers:
+                lines = hold_unmapped(lines, log)
+            return decisions, plan_sync(lines, log, billing_period)
 
 
 def _check_period(billing_period: str | None) -> None:

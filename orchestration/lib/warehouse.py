@@ -31,6 +31,7 @@ LANDING_TABLES = (
     ("ops", "stripe_sync_log"),
     ("ops", "stripe_sync_lock"),
     ("ops", "stripe_readback"),
+    ("ops", "stripe_meter_readback"),
     ("ops", "what_if_lines"),
     ("ledger", "billing_runs"),
     ("ledger", "closed_periods"),

@@ -15,6 +15,7 @@ from typing import Any
 
 from .control import server_failed
 from .errors import ApiError, missing_object
+from .meter_stream import MeterStream
 from .meters import Meters
 from .parameters import ADD_LINES, CREATE, FINALIZE_INVOICE, LIST, LIST_LINES, RETRIEVE, RETRIEVE_ACCOUNT
 from .store import IdempotencyRecord, Store, StoredObject
@@ -62,6 +63,7 @@ class Api:
         self._store = store
         self._clock = clock
         self._meters = Meters(store, clock, new_id)
+        self._meter_stream = MeterStream(store, clock, new_id, self._meters)
 
     def get(self, path: str, pairs: list[tuple[str, str]]) -> Answer:
         """Answer a GET.
@@ -139,6 +141,26 @@ class Api:
                 not_before=not_before,
             )
             return answer
+
+    def post_json(self, path: str, text: str, token: str, *, fails_afterwards: bool = False) -> Answer:
+        """Answer a POST of the v2 API, which keeps no answer under an idempotency key here.
+
+        Args:
+            path: such as `/v2/billing/meter_event_session`.
+            text: the body, a JSON object.
+            token: what the request was authenticated with.
+            fails_afterwards: for tests: what is asked is done, and the answer is a 500.
+
+        Raises:
+            ApiError: an unknown path, a wrong parameter, or a session that is not valid.
+        """
+        with self._store.transaction():
+            answer = self._meter_stream.post(path, text, token)
+        if answer is None:
+            raise unrecognized("POST", path)
+        if fails_afterwards:
+            raise server_failed()
+        return _success(answer)
 
     def delete(self, path: str) -> Answer:
         """Delete an invoice item that is on no invoice, or on a draft.

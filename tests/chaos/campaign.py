@@ -8,8 +8,10 @@ one of them, or for one after others were added, though Stripe is not known to d
 call of the first: half of the time it takes over the lock, else it is refused. Runs end with syncs without faults; then
 every line must be in Stripe once, with its amount.
 
-Some lines go to meters: as an event, or as an invoice item where they are corrections or too old by then. Events share
-minutes, customers and values, so that sums tell little. Each must be there once, and not in both ways.
+Some lines go to meters: as an event, by the v1 API in one half of the runs and by the v2 stream in the other, or as an
+invoice item where they are too old by then, or are corrections of more than their meter has. Events share minutes,
+customers and values, so that sums tell little. Each must be there once, and not in both ways; no event may come after
+Stripe has finalised its invoice, and no minute may have less than nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import stripe
 from orchestration.lib.project import PROJECT_DIR
 from orchestration.lib.stripe_lock import SyncLockError, hold_sync_lock
 from orchestration.lib.stripe_meters import MeterReport, sync_outboxes
-from orchestration.lib.stripe_sync import ITEMS_PER_INVOICE, InvoiceSettings, SyncReport
+from orchestration.lib.stripe_sync import ITEMS_PER_INVOICE, InvoiceSettings, MeterApi, SyncReport
 from orchestration.lib.stripe_target import StripeTarget
 from orchestration.lib.warehouse import (
     DuckDBWarehouse,
@@ -67,6 +69,9 @@ CALL_FAULTS = {
 }
 LOG_FAULTS = {"none": 94, "killed before the rows are durable": 3, "killed after the rows are durable": 3}
 PAUSES = {0.0: 4, 25 * 3600.0: 2, 40 * 86400.0: 1}
+GRACES = {timedelta(hours=1): 1, timedelta(hours=72): 4, timedelta(hours=839): 3}
+# Of the ends of service periods.
+AGES = {timedelta(minutes=40): 1, timedelta(hours=2): 5, timedelta(days=2.5): 2, timedelta(days=34.9): 1}
 MOST_FAULTY_SYNCS = 8
 MOST_QUIET_SYNCS = 6
 # Between quiet syncs, so that the sums of minutes are settled.
@@ -87,13 +92,18 @@ class Tally:
     calls: int = 0
     lines: int = 0
     events: int = 0
+    corrections: int = 0
+    streamed: int = 0
     metered_as_items: int = 0
+    corrected_as_items: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     lost: int = 0
     doubled: int = 0
     wrong_amount: int = 0
     doubled_invoices: int = 0
     not_finalized: int = 0
+    below_nothing: int = 0
+    after_the_grace: int = 0
     unsettled: int = 0
     failing_seeds: list[str] = field(default_factory=list)
 
@@ -104,13 +114,15 @@ class Tally:
     def describe(self) -> str:
         lines = [
             f"{self.runs:,} runs, {self.syncs:,} syncs, {self.calls:,} calls to Stripe, {self.lines:,} ledger lines, "
-            f"of which {self.events:,} as meter events and {self.metered_as_items:,} that meters could not take",
+            f"of which {self.events:,} as meter events ({self.corrections:,} negative, {self.streamed:,} by the stream) and {self.metered_as_items:,} "
+            f"({self.corrected_as_items:,} negative) that meters could not take",
             f"{self.refused_by_lock:,} syncs refused or stopped because another held the lock",
             f"{sum(self.faults.values()):,} faults injected:",
             *(f"  {count:>9,}  {name}" for name, count in sorted(self.faults.items())),
             f"lost {self.lost}, doubled {self.doubled}, wrong amount {self.wrong_amount}, "
             f"doubled invoices {self.doubled_invoices}, not finalised {self.not_finalized}, "
-            f"never clean {self.unsettled}",
+            f"never clean {self.unsettled}, minutes below nothing {self.below_nothing}, "
+            f"events after their invoice {self.after_the_grace}",
         ]
         if self.failing_seeds:
             lines.append(f"failing runs: {', '.join(self.failing_seeds[:10])}")
@@ -164,7 +176,10 @@ class FaultyStripe(stripe.HTTPClient):
         if fault.startswith("refused"):
             param = "lines[1][amount]" if "naming" in fault else None
             raise ApiError(402, "refused by the campaign", code="refused", param=param)
-        if method == "get":
+        if method == "post" and path.startswith("/v2/"):
+            token = headers["Authorization"].removeprefix("Bearer ")
+            answer = api.post_json(path, form, token, fails_afterwards=fault.endswith("stored"))
+        elif method == "get":
             answer = api.get(path, parse_qsl(urlsplit(url).query, keep_blank_values=True))
         else:
             answer = api.post(
@@ -221,6 +236,8 @@ class Run:
         self.api = Api(self._store, self.control.now)
         client = stripe.StripeClient("sk_test_chaos", max_network_retries=0, http_client=FaultyStripe(self))
         self._target = StripeTarget(client, self._store.account_id(), "local", "local Stripe server")
+        self._grace = self._choose(GRACES)
+        self._meter_api: MeterApi = self._random.choice(["v1", "v2"])
         self._expected = self._fill_outbox()
 
     def execute(self) -> None:
@@ -272,7 +289,9 @@ class Run:
                         self._target,
                         billing_period=None,
                         progress=lambda _: None,
-                        settings=InvoiceSettings(finalizes=finalizes),
+                        settings=InvoiceSettings(
+                            finalizes=finalizes, meter_grace=self._grace, meter_api=self._meter_api
+                        ),
                         sleep=lambda _: None,
                         now=self._now,
                         lock=lock,
@@ -340,32 +359,45 @@ class Run:
     def _fill_meters(self, rows: list[dict[str, object]]) -> dict[str, tuple[tuple[str, str, int], int]]:
         """Meter, customer and minute (seconds), and value of each line that meters take if it is not too old."""
         metered = {}
+        self._counted_until: dict[str, float] = {}
+        places: dict[str, list[tuple[str, datetime, datetime]]] = {}
         for row in rows:
-            age = timedelta(days=self._random.choice([0.1, 20, 34.9, 36]))
-            minute = (self._now() - age).replace(second=0, microsecond=0)
-            name, value = self._random.choice(["calls", "bytes"]), self._random.choice([-2, 1, 2, 2, 3, 10**14])
+            line_id, customer = str(row["line_id"]), str(row["customer_id"])
+            of_customer = places.setdefault(customer, [])
+            if not of_customer or self._random.random() < 0.4:
+                end = (self._now() - self._choose(AGES)).replace(second=0, microsecond=0)
+                minute = end - timedelta(minutes=self._random.randint(1, 2))
+                of_customer.append((self._random.choice(["calls", "bytes"]), minute, end))
+            name, minute, end = self._random.choice(of_customer)
+            value = self._random.choice([-3, -2, -2, 1, 2, 2, 3, 10**14])
             self._connection.execute(
                 """
                 insert into marts.stripe_meter_events
-                    (line_id, customer_id, billing_period, event_name, display_name, value_units, event_at)
-                values (?, ?, '2026-10', ?, ?, ?, ?)
+                    (line_id, customer_id, billing_period, event_name, display_name, value_units, event_at,
+                    service_period_start_at, service_period_end_at)
+                values (?, ?, '2026-10', ?, ?, ?, ?, ?, ?)
                 """,
-                [row["line_id"], row["customer_id"], name, name, value, minute],
+                [line_id, customer, name, name, value, minute, end - timedelta(days=30), end],
             )
-            group = (name, str(row["customer_id"]), int(minute.replace(tzinfo=UTC).timestamp()))
-            metered[str(row["line_id"])] = (group, value)
+            metered[line_id] = ((name, customer, int(minute.replace(tzinfo=UTC).timestamp())), value)
+            self._counted_until[line_id] = (end + self._grace).replace(tzinfo=UTC).timestamp()
         return metered
 
     def _judge_meters(self, as_items: set[str]) -> tuple[int, int]:
-        """Values lost and doubled, minute by minute: expected is what has not become an item."""
+        """Values lost and doubled, minute by minute: expected is what has not become an item.
+
+        Of events of one minute that add up to the same it does not matter which ones are there.
+        """
         customers = {
             customer.id: customer.body["metadata"]["metering_customer_id"] for customer in self._store.all("customer")
         }
         actual: dict[tuple[str, str, int], list[int]] = {}
+        late = 0
         for event in self._store.all_meter_events():
             if event.error_code is None:
                 group = (event.event_name, customers[event.customer], event.timestamp)
                 actual.setdefault(group, []).append(event.value)
+                late += event.received > self._counted_until[event.identifier.rpartition("-")[0]]
         expected: dict[tuple[str, str, int], list[int]] = {}
         for line_id, (group, value) in self._metered.items():
             if line_id not in as_items:
@@ -373,10 +405,21 @@ class Run:
         lost = doubled = 0
         for group in actual.keys() | expected.keys():
             wanted, found = Counter(expected.get(group, [])), Counter(actual.get(group, []))
-            lost += (wanted - found).total()
-            doubled += (found - wanted).total()
-        self._tally.events += sum(map(len, actual.values()))
-        self._tally.metered_as_items += len(as_items & self._metered.keys())
+            if sum(wanted.elements()) != sum(found.elements()):
+                lost += (wanted - found).total()
+                doubled += (found - wanted).total()
+        below = sum(sum(values) < 0 for values in actual.values())
+        values = [value for values in actual.values() for value in values]
+        items = [self._metered[line_id][1] for line_id in as_items & self._metered.keys()]
+        self._tally.events += len(values)
+        self._tally.streamed += len(values) if self._meter_api == "v2" else 0
+        self._tally.corrections += sum(value < 0 for value in values)
+        self._tally.metered_as_items += len(items)
+        self._tally.corrected_as_items += sum(value < 0 for value in items)
+        self._tally.below_nothing += below
+        self._tally.after_the_grace += late
+        if below or late:
+            self._fail()
         return lost, doubled
 
     def _judge(self, finalizes: bool) -> None:
@@ -443,7 +486,8 @@ def create_outbox(warehouse: Warehouse) -> None:
         """
         create table marts.stripe_meter_events (
             line_id varchar, customer_id varchar, billing_period varchar, event_name varchar, display_name varchar,
-            value_units bigint, event_at timestamp, hold_reason varchar
+            value_units bigint, event_at timestamp, hold_reason varchar, service_period_start_at timestamp,
+            service_period_end_at timestamp
         )
         """
     )

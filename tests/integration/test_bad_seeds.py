@@ -731,6 +731,12 @@ POLICY_CASES = {
         "stripe_routes", "billing_route is invoice_item or meter_event", {"billing_route": "invoice"}
     ),
     "route of an unknown subscription": bad("stripe_routes", "subscription_id stands in subscriptions.csv", {}),
+    "meter route without a meter": bad(
+        "stripe_routes",
+        "usage charges in the plans of subscriptions that go by meter_event stand in stripe_meters.csv",
+        {"billing_route": "meter_event"},
+        subscriptions=[{"customer_id": "tested"}],
+    ),
     "meter of an unknown charge": bad("stripe_meters", "charge_code stands in charges.csv", {}),
     "meter without units": bad("stripe_meters", "units_per_quantity is positive", {"units_per_quantity": "0"}),
     "exception without reason": bad(

@@ -45,6 +45,8 @@ def test_no_line_is_lost_or_doubled_in_a_sample_of_the_campaign() -> None:
     tally = run_campaign(runs=60, seed=5)
     assert tally.is_clean, tally.describe()
     assert tally.lines > 200
+    assert tally.corrections > 0
+    assert 0 < tally.streamed < tally.events
     assert set(tally.faults) == (CALL_FAULTS.keys() | LOG_FAULTS.keys()) - {"none"}
 
 

@@ -115,6 +115,7 @@ def test_incremental_equals_full_refresh(warehouse: Warehouse, tmp_path: Path) -
         "fct_late_events",
         "fct_pending_adjustments",
         "fct_shadow_billing",
+        "fct_stripe_meter_reconciliation",
         "fct_stripe_reconciliation",
         "fct_stripe_sync_problems",
         "fct_what_if",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,14 +12,18 @@ import pytest
 import stripe
 
 from orchestration.lib.project import PROJECT_DIR
-from orchestration.lib.stripe_meters import (
-    MeterReport,
+from orchestration.lib.stripe_meter_decisions import (
+    Decision,
+    MeterLine,
+    Try,
+    Way,
+    decide,
+    decide_corrections,
     describe_events,
     find_arrived,
-    plan_events,
-    sync_outboxes,
 )
-from orchestration.lib.stripe_sync import SyncReport, read_back_invoices
+from orchestration.lib.stripe_meters import MeterReport, plan_events, sync_outboxes
+from orchestration.lib.stripe_sync import InvoiceSettings, SyncReport, read_back_invoices
 from orchestration.lib.stripe_target import StripeTarget
 from orchestration.lib.warehouse import raw_and_ops_table_statements
 from orchestration.local_stripe import Fault, LocalStripeServer
@@ -40,16 +45,21 @@ class Metering:
             """
             create table marts.stripe_meter_events (
                 line_id varchar, customer_id varchar, billing_period varchar, event_name varchar, display_name varchar,
-                value_units bigint, event_at timestamp, hold_reason varchar
+                value_units bigint, event_at timestamp, hold_reason varchar, service_period_start_at timestamp,
+                service_period_end_at timestamp
             )
             """
         )
         self.server = server
+        self.settings = InvoiceSettings()
+        self.events_path = "/v1/billing/meter_events"
+        self.offset = timedelta(0)
+        self.told: list[str] = []
         # Without the SDK's retries, so that one fault is enough.
         self.target = target_of(server, lambda method, url, form, send: send())
 
     def now(self) -> datetime:
-        return datetime.fromtimestamp(self.server.control.now(), UTC).replace(tzinfo=None)
+        return datetime.fromtimestamp(self.server.control.now(), UTC).replace(tzinfo=None) + self.offset
 
     def wait(self, time: timedelta) -> None:
         self.server.control.advance(time.total_seconds())
@@ -57,6 +67,7 @@ class Metering:
     def add(self, line_id: str, value: int | None, age: timedelta = timedelta(hours=2), **columns: Any) -> None:
         """A line of both outboxes, whose event lies so far back."""
         self.warehouse.add(line_id, hold_reason="meter_event", amount_minor=7 if (value or 0) > 0 else -7)
+        event_at = (self.now() - age).replace(second=0, microsecond=0)
         row = {
             "line_id": line_id,
             "customer_id": "customer_1",
@@ -64,19 +75,30 @@ class Metering:
             "event_name": "calls",
             "display_name": "Calls",
             "value_units": value,
-            "event_at": (self.now() - age).replace(second=0, microsecond=0),
+            "event_at": event_at,
+            "service_period_start_at": event_at - timedelta(days=1),
+            "service_period_end_at": event_at + timedelta(minutes=1),
         } | columns
         self.warehouse.connection.execute(
             f"insert into marts.stripe_meter_events ({', '.join(row)}) values ({', '.join('?' for _ in row)})",
             list(row.values()),
         )
 
+    def correct(self, line_id: str, value: int, corrected_id: str) -> None:
+        """An adjustment of a line: in its minute and service period."""
+        times = ("event_at", "service_period_start_at", "service_period_end_at")
+        (row,) = self.warehouse.connection.execute(
+            f"select {', '.join(times)} from marts.stripe_meter_events where line_id = ?", [corrected_id]
+        ).fetchall()
+        self.add(line_id, value, **dict(zip(times, row, strict=True)))
+
     def sync(self, target: StripeTarget | None = None) -> tuple[MeterReport, SyncReport]:
         return sync_outboxes(
             self.warehouse.opened,
             target or self.target,
             billing_period=None,
-            progress=lambda _: None,
+            progress=self.told.append,
+            settings=self.settings,
             sleep=lambda _: None,
             now=self.now,
         )
@@ -89,7 +111,7 @@ class Metering:
         minute = int(found[0].replace(tzinfo=UTC).timestamp())
         services = self.target.client.v1
         (customer,) = services.customers.list().data
-        (meter,) = services.billing.meters.list().data
+        meter = next(meter for meter in services.billing.meters.list().data if meter.event_name == "calls")
         summaries = services.billing.meters.event_summaries.list(
             meter.id, {"customer": customer.id, "start_time": minute, "end_time": minute + 60}
         )
@@ -101,7 +123,7 @@ class Metering:
 
     def fail(self, kind: FaultKind) -> None:
         """What happens to the next event."""
-        self.server.control.add(Fault(kind, "POST", "/v1/billing/meter_events"))
+        self.server.control.add(Fault(kind, "POST", self.events_path))
 
 
 @pytest.fixture
@@ -130,14 +152,18 @@ def test_a_quantity_goes_to_a_meter_once_and_is_no_item(metering: Metering) -> N
     assert (items.created, metering.total("l1"), metering.items()) == (0, 1250, ["fee"])
 
 
-@pytest.mark.parametrize(("value", "age"), [(-5, timedelta(hours=2)), (5, timedelta(days=36))])
+@pytest.mark.parametrize(
+    ("value", "age"),
+    [(-5, timedelta(hours=2)), (5, timedelta(hours=73)), (-5, timedelta(days=4)), (5, timedelta(days=36))],
+)
 def test_what_meters_cannot_take_is_an_item_and_stays_one(metering: Metering, value: int, age: timedelta) -> None:
     metering.add("l1", value, age)
     events, items = metering.sync()
     assert (events.as_items, events.is_clean, items.created, metering.items()) == (1, True, 1, ["l1"])
     # Had the route been chosen again, it would be an event by now.
     metering.warehouse.connection.execute(
-        "update marts.stripe_meter_events set value_units = 5, event_at = ?", [metering.now()]
+        "update marts.stripe_meter_events set value_units = 5, event_at = $now, service_period_end_at = $now",
+        {"now": metering.now()},
     )
     events, items = metering.sync()
     assert (events.as_items, events.sent, items.already_confirmed) == (1, 0, 1)
@@ -192,6 +218,110 @@ def test_a_minute_that_shows_something_else_stops_its_line_alone(metering: Meter
     assert (metering.total("l1"), metering.total("l2"), metering.items()) == (13, 5, [])
 
 
+def test_a_correction_goes_to_the_meter_after_what_it_corrects(metering: Metering) -> None:
+    """By line id it would come first. What the meter has not enough for, or in another minute, is an item."""
+    metering.add("c", 10)
+    metering.correct("a", -4, "c")
+    metering.correct("b", -7, "c")
+    metering.correct("d", -1, "c")
+    metering.warehouse.connection.execute(
+        "update marts.stripe_meter_events set event_at = event_at - interval 1 minute where line_id = 'd'"
+    )
+    events, items = metering.sync()
+    assert (events.sent, events.as_items, events.is_clean, items.created) == (2, 2, True, 2)
+    assert (metering.total("c"), metering.items()) == (6, ["b", "d"])
+    # A later correction finds what is left.
+    metering.correct("e", -6, "c")
+    events, _ = metering.sync()
+    assert (events.sent, events.already_confirmed, metering.total("c")) == (1, 2, 0)
+
+
+def test_a_correction_waits_for_lines_without_a_known_outcome(metering: Metering) -> None:
+    metering.add("l1", 10)
+    metering.fail("drop_after")
+    metering.sync()
+    metering.wait(timedelta(hours=24))
+    metering.correct("l2", -4, "l1")
+    metering.add("l3", 5, event_name="bytes")
+
+    def refuse(method: str, url: str, form: str, send: Any) -> Any:
+        if "event_summaries" in url:
+            return b'{"error": {"type": "invalid_request_error", "message": "no"}}', 400, {}
+        return send()
+
+    events, items = metering.sync(target_of(metering.server, refuse))
+    assert (events.sent, events.failed, events.waiting, items.created) == (1, 1, 1, 0)
+    assert "line l2: its -4 on calls wait, because other lines" in events.problems[-1]
+    events, items = metering.sync()
+    assert (events.confirmed_by_lookup, events.sent, events.is_clean, items.created) == (1, 1, True, 0)
+    assert metering.total("l1") == 6
+
+
+def test_a_correction_of_unknown_outcome_is_looked_up(metering: Metering) -> None:
+    metering.add("l1", 10)
+    metering.sync()
+    metering.correct("l2", -4, "l1")
+    metering.fail("drop_after")
+    events, _ = metering.sync()
+    assert events.unknown == 1
+    metering.wait(DAY)
+    events, _ = metering.sync()
+    assert (events.confirmed_by_lookup, events.sent, metering.total("l1")) == (1, 0, 6)
+
+
+def test_what_was_found_invalid_after_its_correction_is_named(metering: Metering) -> None:
+    metering.add("l1", 10)
+    metering.correct("l2", -4, "l1")
+    metering.sync()
+    metering.warehouse.connection.execute(
+        """
+        insert into ops.stripe_sync_log (logged_at, stripe_account, entity, entity_key, step, idempotency_key)
+        values (?, ?, 'meter_event', 'l1', 'failed', 'l1-0')
+        """,
+        [metering.now(), metering.target.log_account],
+    )
+    metering.warehouse.connection.execute("update marts.stripe_meter_events set hold_reason = 'no_meter'")
+    events, _ = metering.sync()
+    assert "meter calls, customer_1" in events.problems[0]
+    assert "Stripe has -4, and bills nothing for less than nothing" in events.problems[0]
+
+
+def test_corrections_are_decided_in_their_order_by_what_is_left() -> None:
+    """What fits beside the others goes; what would fit without one that is on its way waits; what never fits is an item."""
+    end = datetime(2026, 11, 1)
+    at = end - timedelta(minutes=1)
+
+    def decision(line_id: str, value: int, way: Way) -> Decision:
+        line = MeterLine(line_id, "c", "2026-10", "calls", None, value, at, None, datetime(2026, 10, 1), end)
+        return Decision(line, way, f"{line_id}-0")
+
+    tries = {"a": [Try("a", "a-0", "calls", 10, "c", 1, 0, False, end, end, end)]}
+    decisions = [decision("a", 10, "done")]
+    decisions += [decision(f"c{-value}", value, "correction") for value in (-6, -5, -4, -11)]
+    ways = [decided.way for decided in decide_corrections(decisions, tries)]
+    assert ways == ["done", "send", "correction", "send", "item"]
+    unsettled: tuple[Way, ...] = ("send", "look", "wait")
+    for way in unsettled:
+        undecided = [*decisions, decision("b", 100, way)]
+        assert decide_corrections(undecided, tries) == undecided
+
+
+def test_the_time_until_finalisation_is_kept() -> None:
+    """To the minute, a quarter of an hour before; also for what has no known outcome."""
+    end = datetime(2026, 11, 1)
+    line = MeterLine("l", "c", "2026-10", "calls", None, 5, end - DAY, None, datetime(2026, 10, 1), end)
+    unknown = Try("l", "l-0", "calls", 5, "c", 1, 0, False, end + timedelta(hours=70), end + timedelta(hours=70), None)
+    last = end + timedelta(hours=71, minutes=45)
+    grace = timedelta(hours=72)
+    after = last + timedelta(microseconds=1)
+    assert [decide(line, [], False, at, grace).way for at in (last, after)] == ["send", "item"]
+    assert [decide(line, [unknown], False, at, grace).way for at in (last, after)] == ["send", "look"]
+    correction = dataclasses.replace(line, value_units=-5)
+    assert [decide(correction, [], False, at, grace).way for at in (last, after)] == ["correction", "item"]
+    old = dataclasses.replace(line, event_at=after - timedelta(days=35))
+    assert decide(old, [], False, after, timedelta(hours=839)).way == "item"
+
+
 def test_a_refused_event_stops_its_line_alone_and_goes_again_under_another_identifier(metering: Metering) -> None:
     metering.add("l1", 10)
     metering.add("l2", 20)
@@ -231,6 +361,27 @@ def test_a_line_that_is_held_waits_in_both_outboxes(metering: Metering) -> None:
     assert "line l2: its meter event waits" in events.problems[0]
 
 
+def test_events_of_customers_who_may_not_be_created_are_held_and_named(metering: Metering) -> None:
+    metering.settings = InvoiceSettings(creates_customers=False)
+    metering.add("l1", 10)
+    metering.correct("l2", -1, "l1")
+    events, items = metering.sync()
+    assert (events.held, events.is_clean, items.is_clean) == (2, True, True)
+    sentence = (
+        "customer customer_1: 2 meter events held, because METERING_STRIPE_CREATE_CUSTOMERS=0 and customers.csv has no "
+        "stripe_customer_id for it"
+    )
+    assert sentence in metering.told
+    decisions, _ = plan_events(metering.warehouse.opened, metering.target, None, metering.settings)
+    assert describe_events(decisions).splitlines()[-1] == sentence
+    assert metering.warehouse.log() == []
+    customer = metering.target.client.v1.customers.create().id
+    for line_id in ("l1", "l2"):
+        metering.warehouse.set(line_id, f"stripe_customer_id = '{customer}'")
+    events, _ = metering.sync()
+    assert (events.sent, events.held, metering.total("l1")) == (2, 0, 9)
+
+
 def test_an_event_keeps_its_way_when_the_route_changes(metering: Metering) -> None:
     metering.add("sent", 5)
     metering.sync()
@@ -246,14 +397,16 @@ def test_an_event_keeps_its_way_when_the_route_changes(metering: Metering) -> No
 
 def test_a_dry_run_says_what_would_go_where_and_sends_nothing(metering: Metering) -> None:
     metering.add("l1", 5)
-    metering.add("l2", -1)
+    metering.correct("l2", -1, "l1")
+    metering.add("l3", -1, event_name="bytes")
     decisions, lines = plan_events(metering.warehouse.opened, metering.target, None)
     assert describe_events(decisions).splitlines() == [
         "event l1-0: 5 on calls, customer customer_1",
-        "line l2: -1 on calls goes as an invoice item",
-        "would send 1 meter events and look for 0; 0 there already, 1 as invoice items, 0 held, 0 waiting",
+        "line l2: -1 on calls, once other lines are settled",
+        "line l3: -1 on bytes goes as an invoice item",
+        "would send 1 meter events and look for 0; 0 there already, 1 as invoice items, 0 held, 1 waiting",
     ]
-    assert {line.line_id: line.hold_reason for line in lines} == {"l1": "meter_event", "l2": None}
+    assert {line.line_id: line.hold_reason for line in lines} == {"l1": "meter_event", "l2": "meter_event", "l3": None}
     assert metering.warehouse.log() == []
     assert plan_events(metering.warehouse.opened, metering.target, "2026-09")[0] == []
 
@@ -265,6 +418,9 @@ def test_values_that_arrived_are_found_by_their_sum() -> None:
     assert find_arrived([2, 3], 5) == (0, 1)
     assert find_arrived([2, 3], 4) is None
     assert find_arrived([2, 3], -1) is None
+    assert find_arrived([2, -3], -3) == (1,)
+    # Both arrived, or neither: the sum is the same.
+    assert find_arrived([3, -3], 0) == ()
 
 
 # The local Stripe server's side
@@ -297,14 +453,15 @@ def test_the_local_server_checks_events_as_stripe_does(metering: Metering) -> No
     send("a")
     assert refusal("a") == "identifier"
     assert refusal("b", value="1.5") == "meter_event_invalid_value"
-    assert refusal("b", value="-1") == "meter_event_invalid_value"
+    assert refusal("b", value="--1") == "meter_event_invalid_value"
     assert refusal("b", timestamp=now - 36 * 86400) == "timestamp_too_far_in_past"
     assert refusal("b", timestamp=now + 600) == "timestamp_in_future"
     assert refusal("b", name="other") == "no_meter"
     assert refusal("b" * 101) == "identifier"
     send("a customer that is not there is taken and never counts", who="cus_none")
     metering.wait(DAY)
-    send("a", value="2")
+    send("a", value="4")
+    send("negative", value="-2")
     (meter,) = services.billing.meters.list().data
     minute = now - now % 60
     summary = services.billing.meters.event_summaries.list(

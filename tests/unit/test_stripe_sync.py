@@ -173,7 +173,7 @@ def target_of(server: LocalStripeServer, fault: HttpFault | None = None, retries
     if fault is not None:
         client = stripe.StripeClient(
             SECRET,
-            base_addresses={"api": server.url},
+            base_addresses={"api": server.url, "meter_events": server.url},
             max_network_retries=retries,
             http_client=FaultyHttp(fault),
         )
@@ -623,6 +623,12 @@ def test_collection_and_tax_are_settings(warehouse: Warehouse, target: StripeTar
         {"METERING_STRIPE_COLLECTION_METHOD": "send_invoice"},
         {"METERING_STRIPE_DAYS_UNTIL_DUE": "14"},
         {"METERING_STRIPE_COLLECTION_METHOD": "send_invoice", "METERING_STRIPE_DAYS_UNTIL_DUE": "two"},
+        {"METERING_STRIPE_METER_GRACE_HOURS": "0"},
+        {"METERING_STRIPE_METER_GRACE_HOURS": "840"},
+        {"METERING_STRIPE_METER_GRACE_HOURS": "-1"},
+        {"METERING_STRIPE_METER_GRACE_HOURS": ""},
+        {"METERING_STRIPE_METER_API": "v3"},
+        {"METERING_STRIPE_METER_API": ""},
     ],
 )
 def test_settings_that_cannot_be_are_refused(environ: dict[str, str]) -> None:

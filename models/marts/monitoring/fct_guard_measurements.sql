@@ -104,6 +104,18 @@ stripe_ratio as (
 
 ),
 
+stripe_ratio_of_meters as (
+
+    select
+        'stripe_ratio' as guard_code,
+        stripe_account || '|meter|' || event_name || '|' || customer_id || '|'
+        || {{ timestamp_text('service_period_start_at') }} || '|' || {{ timestamp_text('service_period_end_at') }}
+            as subject,
+        difference_ratio as measured
+    from {{ ref('int_stripe_meter_differences') }}
+
+),
+
 measurements as (
 
     select
@@ -127,6 +139,14 @@ measurements as (
         subject,
         cast(measured as decimal(28, 9)) as measured
     from stripe_ratio
+
+    union all
+
+    select
+        guard_code,
+        subject,
+        cast(measured as decimal(28, 9)) as measured
+    from stripe_ratio_of_meters
 
     union all
 

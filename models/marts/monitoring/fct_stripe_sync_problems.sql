@@ -9,6 +9,36 @@ sync_log as (
 
 ),
 
+{# A meter event without a status turned out not to be in Stripe, although it may have been confirmed. #}
+undone_tries as (
+
+    select distinct
+        stripe_account,
+        entity_key,
+        idempotency_key
+    from sync_log
+    where
+        entity = 'meter_event'
+        and step = 'failed'
+        and http_status is null
+
+),
+
+outcomes as (
+
+    select
+        sync_log.*,
+        undone_tries.idempotency_key is not null as is_undone
+    from sync_log
+    left join undone_tries
+        on
+            sync_log.stripe_account = undone_tries.stripe_account
+            and sync_log.entity_key = undone_tries.entity_key
+            and sync_log.idempotency_key = undone_tries.idempotency_key
+            and sync_log.entity = 'meter_event'
+
+),
+
 by_object as (
 
     select
@@ -18,8 +48,10 @@ by_object as (
         max(customer_id) as customer_id,
         max(billing_period) as billing_period,
         sum(case when step = 'intent' then 1 else 0 end) as tries,
-        sum(case when step = 'confirmed' then 1 else 0 end) as confirmations,
-        sum(case when step = 'failed' then 1 else 0 end) as refusals,
+        sum(case when step = 'confirmed' and not is_undone then 1 else 0 end) as confirmations,
+        sum(
+            case when (is_undone and step = 'intent') or (not is_undone and step = 'failed') then 1 else 0 end
+        ) as refusals,
         max_by(http_status, case when step = 'failed' then logged_at end) as http_status,
         max_by(error_code, case when step = 'failed' then logged_at end) as error_code,
         max_by(error_body, case when step = 'failed' then logged_at end) as error_body,
@@ -27,7 +59,7 @@ by_object as (
         max_by(idempotency_key, case when step = 'intent' then logged_at end) as idempotency_key,
         min(logged_at) as first_tried_at,
         max(logged_at) as last_tried_at
-    from sync_log
+    from outcomes
     group by stripe_account, entity, entity_key
 
 ),

@@ -56,9 +56,7 @@ metered_lines as (
         closed_lines.service_period_end_at,
         coalesce(metrics.is_confirmed_by_finance, true) as is_confirmed,
         {# Three decimals of the factor and nine of the quantity are what Snowflake keeps of a product. #}
-        cast(closed_lines.metered_quantity * meters.units_per_quantity as decimal(38, 12)) as meter_units,
-        {{ dbt.datediff('closed_lines.service_period_start_at', 'closed_lines.service_period_end_at', 'minute') }}
-            as period_minutes
+        cast(closed_lines.metered_quantity * meters.units_per_quantity as decimal(38, 12)) as meter_units
     from closed_lines
     inner join routes
         on closed_lines.subscription_id = routes.subscription_id
@@ -68,20 +66,6 @@ metered_lines as (
         on closed_lines.customer_id = customers.customer_id
     left join metrics
         on closed_lines.metric_code = metrics.metric_code
-
-),
-
-{# Stripe adds up by whole minutes, so an event in a minute of its own can be looked for. A day of minutes, the last ones,
-   keeps two lines of a customer and meter apart, and the event as long as can be in the 35 days that Stripe takes. #}
-events_in_minutes as (
-
-    select
-        metered_lines.*,
-        {{ dbt.date_trunc('minute', instant_before('metered_lines.service_period_end_at')) }} as last_minute_at,
-        mod(
-            {{ event_key_number('metered_lines.line_id') }}, greatest(least(1440, metered_lines.period_minutes - 1), 1)
-        ) as minutes_before_last
-    from metered_lines
 
 ),
 
@@ -111,10 +95,10 @@ meter_events as (
         case
             when meter_units = floor(meter_units) and abs(meter_units) < 1000000000000000 then cast(meter_units as bigint)
         end as value_units,
-        {{ dbt.dateadd('minute', '-minutes_before_last', 'last_minute_at') }} as event_at,
+        {{ stripe_event_minute('rated_line_id', 'service_period_start_at', 'service_period_end_at') }} as event_at,
         service_period_start_at,
         service_period_end_at
-    from events_in_minutes
+    from metered_lines
 
 )
 
