@@ -1,7 +1,7 @@
 {# Nobody knows yet what will have been received. And an incremental model cannot forget rows, so it cannot go back in time: say so instead of mixing two states. #}
 {% macro refuse_impossible_as_of() %}
     {% set deliveries = ref('stg_event_deliveries') %}
-    {% if execute and var('as_of') and var('as_of') > run_started_at.strftime('%Y-%m-%d %H:%M:%S.%f') %}
+    {% if execute and var('as_of') and var('as_of') | string | replace('T', ' ') > run_started_at.strftime('%Y-%m-%d %H:%M:%S.%f') %}
         {{ exceptions.raise_compiler_error(
             "as_of " ~ var('as_of') ~ " lies after the start of the build, " ~ run_started_at.strftime('%Y-%m-%d %H:%M:%S')
             ~ " UTC: periods that still run would count as over. Give an instant that has passed."

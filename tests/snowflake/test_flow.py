@@ -416,7 +416,7 @@ def test_from_files_to_draft_invoices_as_on_duckdb(
     for side in (beside, snowflake):
         assert "12,352 deliveries in 5 batches" in side.succeed("load", *map(str, data.event_files), str(broken))
         side.succeed("load", "--totals", str(data.independent_totals))
-    as_of = datetime.now(UTC).isoformat()
+    as_of = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
     for side in (beside, snowflake):
         side.build(as_of)
 
