@@ -713,6 +713,12 @@ keys_in_play as (
 
 ),
 
+few_keys_in_play as (
+
+    {{ few_rows('keys_in_play', ['idempotency_key']) }}
+
+),
+
 {# Keys first and nothing else, since this reads all that was ever staged. #}
 staged_deliveries_in_play {{ as_materialized() }} (
 
@@ -722,7 +728,7 @@ staged_deliveries_in_play {{ as_materialized() }} (
         staged.row_address,
         staged.idempotency_key
     from staged
-    inner join keys_in_play
+    inner join few_keys_in_play as keys_in_play
         on staged.idempotency_key = keys_in_play.idempotency_key
     where staged.delivery_status <> 'rejected'
 
