@@ -3,7 +3,7 @@
 {%- endmacro %}
 
 {# DuckDB guesses how many rows a join has; a wrong guess makes it keep all of history in memory and look up these few in it. Rows
-   that come out of one list are taken for few. The list takes about 100 bytes of memory for each key: 50 million fit into 8 GB. #}
+   that come out of one list are taken for few. The list takes memory: five million keys fit into 500 MB. #}
 {% macro duckdb__few_rows(relation, columns) -%}
     select unnest(few, recursive := true)
     from (

@@ -113,6 +113,7 @@ class Warehouse:
             )
 
     def build(self, *, full_refresh: bool = False, as_of: str | None = None) -> None:
+        self._seeds_loaded = None
         with _without_artifacts():
             project.build(self.settings, full_refresh=full_refresh, as_of=as_of, quiet=True)
 
@@ -129,8 +130,8 @@ class Warehouse:
         arguments = ["model"] if seeds == self._seeds_loaded else ["seed", "model"]
         if select:
             arguments += ["--select", *select]
-        else:
-            self._seeds_loaded = seeds
+        # A part of other seeds makes the tables those of no price book.
+        self._seeds_loaded = None if select and seeds != self._seeds_loaded else seeds
         if full_refresh:
             arguments.append("--full-refresh")
         if as_of is not None:
