@@ -6,6 +6,7 @@ python -m tests.snowflake.standin run COMMAND [ARG]...  run a command with an em
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -30,6 +31,9 @@ def serve(folder: str | None) -> None:
     logging.getLogger("fakesnow.server").setLevel(logging.ERROR)
     if folder is not None:
         fakesnow.server.shared_fs = FakeSnow(db_path=folder)
+    # Each statement becomes a tree whose nodes know their parents, which the collector walks again and again.
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(fakesnow.server.app, log_level="critical"))
