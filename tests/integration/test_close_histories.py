@@ -136,11 +136,7 @@ class History:
     def build(self, *, full_refresh: bool = False) -> None:
         approvals = {"policy/rerating_approvals": list(self.approvals.values())}
         write_seeds(self.warehouse.settings.project, {**self.seeds, **approvals})
-        if full_refresh:
-            self.warehouse.build_models(as_of=self.as_of.isoformat(sep=" "), full_refresh=True)
-            self.warehouse.count_as_whole()
-        else:
-            build(self.warehouse, self.as_of)
+        build(self.warehouse, self.as_of, full_refresh=full_refresh)
         self.note("full refresh" if full_refresh else "build")
         self.check()
 

@@ -26,7 +26,7 @@ from tests.integration.closing_book import (
 )
 from tests.integration.conftest import Warehouse
 from tests.integration.price_books import write_seeds
-from tests.integration.test_close import build, close
+from tests.integration.test_close import CLOSING, build, close
 
 MONTHS = int(os.environ.get("METERING_CLOSE_MONTHS", "2"))
 SEED = int(os.environ.get("METERING_CLOSE_SEED", "1"))
@@ -54,7 +54,7 @@ def test_a_year_of_closes_equals_the_oracle(
         ]
         copies, corrections = usage.events[-2:], usage.correct(3 if month > 1 else 0)
         usage.deliver(warehouse, end - timedelta(hours=1), late + in_time, copies + corrections)
-        build(warehouse, as_of)
+        build(warehouse, as_of, *CLOSING)
         ledger.require_kept(warehouse)
         require_conserved(warehouse)
         require_oracle(warehouse, seeds, usage.events, as_of, closed)
