@@ -248,7 +248,8 @@ def ensure_manifest(settings: Settings) -> Path:
     sources += [path for folder in folders for path in (settings.project / folder).rglob("*") if path.is_file()]
     newest = max(path.stat().st_mtime for path in sources)
     if not manifest.exists() or manifest.stat().st_mtime < newest:
-        run_dbt(settings, "parse", "--target-path", str(folder), quiet=True)
+        # With the arguments of the builds in orchestration/defs, or these would parse once more.
+        run_dbt(settings, "parse", "--target", settings.target, "--target-path", str(folder), quiet=True)
     return manifest
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import duckdb
 import pytest
 
 from orchestration.lib.demo_events import write_demo_data
+from orchestration.lib.project import PROJECT_DIR
 from orchestration.lib.stripe_target import open_stripe_target
 
+DBT = Path(sys.executable).with_name("dbt")
 RAW = dg.AssetKey(["raw", "usage_events"])
 STRIPE = dg.AssetKey(["stripe", "invoice_items"])
 
@@ -29,8 +33,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("METERING_TARGET", "ci")
         patch.setenv("DAGSTER_DISABLE_TELEMETRY", "1")
         patch.delenv("STRIPE_API_KEY", raising=False)
-        # dbt runs as a process of its own here and finds its artifacts by itself.
-        patch.delenv("DBT_TARGET_PATH", raising=False)
+        # dbt runs as a process of its own here. It would parse in each, did it not find what one has parsed.
+        patch.setenv("DBT_TARGET_PATH", str(folder / "target"))
+        subprocess.run(
+            [DBT, "--quiet", "parse", "--target", "ci", "--profiles-dir", "profiles"], cwd=PROJECT_DIR, check=True
+        )
         yield folder
 
 
