@@ -67,7 +67,8 @@ class Warehouse:
         self.settings = settings
         self.folder = folder
         self._files = 0
-        self._seeds_loaded: str | None = None
+        # Hash of the seeds that were loaded last, and the selection they were loaded for.
+        self._seeds_loaded: tuple[str, tuple[str, ...]] | None = None
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         with connect(self.settings) as connection:
@@ -127,17 +128,18 @@ class Warehouse:
         """
         seeds = price_book_hash(self.settings.project)
         # Loading seeds again that have not changed changes nothing.
-        arguments = ["model"] if seeds == self._seeds_loaded else ["seed", "model"]
+        loaded = self._seeds_loaded if self._seeds_loaded in ((seeds, ()), (seeds, select)) else None
+        arguments = ["model"] if loaded else ["seed", "model"]
+        self._seeds_loaded = None
         if select:
             arguments += ["--select", *select]
-        # A part of other seeds makes the tables those of no price book.
-        self._seeds_loaded = None if select and seeds != self._seeds_loaded else seeds
         if full_refresh:
             arguments.append("--full-refresh")
         if as_of is not None:
             arguments += ["--vars", f"{{as_of: '{as_of}'}}"]
         with _without_artifacts():
             project.run_dbt(self.settings, "build", "--resource-type", *arguments, quiet=True)
+        self._seeds_loaded = loaded or (seeds, select)
 
     def count_as_whole(self) -> None:
         """What was built may be closed and sent, as if the data tests had run with it."""
