@@ -110,7 +110,8 @@ def test_breach_blocks_until_it_is_mended_or_accepted(
 
     # The right total, received later, takes the place of the wrong one.
     land_totals(warehouse, demo.independent_totals)
-    warehouse.build()
+    warehouse.build_models()
+    warehouse.count_as_whole()
     assert run_cli(warehouse, monkeypatch, "check") == 0
     assert run_cli(warehouse, monkeypatch, "close", "--period", "2026-09") == 0
     assert run_cli(warehouse, monkeypatch, "sync", "--period", "2026-09") == 0
