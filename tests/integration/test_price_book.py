@@ -22,7 +22,8 @@ def dbt_seed(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
     """dbt's own command, which nobody tells a hash."""
     project = warehouse.settings.project
     monkeypatch.setenv("METERING_DUCKDB_PATH", str(warehouse.settings.database))
-    command = ["seed", "--select", "plans", "--target", "ci", "--project-dir", str(project)]
+    monkeypatch.setenv("METERING_TARGET", "ci")
+    command = ["seed", "--select", "plans", "--project-dir", str(project)]
     try:
         assert dbtRunner().invoke(["--quiet", *command, "--profiles-dir", str(project / "profiles")]).success
     finally:

@@ -416,7 +416,6 @@ def test_from_files_to_draft_invoices_as_on_duckdb(
         capsys,
         METERING_TARGET="ci",
         METERING_DUCKDB_PATH=str(tmp_path / "duckdb" / "metering.duckdb"),
-        DBT_TARGET_PATH=str(tmp_path / "duckdb_target"),
     )
     data = write_demo_data(tmp_path / "events", events=12_000)
     broken = tmp_path / "broken.jsonl"
