@@ -67,7 +67,7 @@ test-dbt: $(INSTALLED) ## Build an empty warehouse, with dbt's unit tests and da
 		| grep -E 'Done|FAIL|ERROR|failing|row:' && test $${PIPESTATUS[0]} -eq 0
 
 test-python: $(INSTALLED) ## pytest: unit tests and integration tests on warehouses of their own
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-snowflake: $(INSTALLED) ## The whole project on Snowflake's adapter against a stand-in: dbt's tests, and the marts against DuckDB's
 	$(BIN)/python -m tests.snowflake.standin run \
