@@ -46,7 +46,9 @@ setup: $(INSTALLED) ## Install everything into .venv
 demo: $(INSTALLED) ## Raw events to draft invoices in a local Stripe server; EVENTS=file TOTALS=file for your own
 	@$(BIN)/metering demo $(foreach file,$(EVENTS),--events '$(file)') $(if $(TOTALS),--totals '$(TOTALS)')
 
-test: lint parse-snowflake test-dbt test-python ## Everything that must hold: lint, types, parse for both targets, all tests
+test: $(INSTALLED) ## Everything that must hold: lint, types, parse for both targets, all tests
+	@$(MAKE) --jobs 2 lint parse-snowflake test-dbt
+	@$(MAKE) test-python
 
 lint: $(INSTALLED) ## ruff, mypy and sqlfluff
 	$(BIN)/ruff check .
