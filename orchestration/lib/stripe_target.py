@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -72,6 +73,8 @@ def stripe_client(api_key: str, api_base: str | None) -> stripe.StripeClient:
             loopback the environment's proxies are not used.
     """
     stripe.enable_telemetry = False
+    # The SDK logs what Stripe answers, in which a key or a session's token may be repeated.
+    logging.getLogger("stripe").setLevel(logging.WARNING)
     if api_base is None:
         return stripe.StripeClient(api_key, max_network_retries=NETWORK_RETRIES)
     session = requests.Session()

@@ -185,7 +185,7 @@ def test_the_token_of_a_session_shows_up_nowhere(
     events, _ = streaming.sync(target_of(streaming.server, repeat_it))
     assert "bad token [session token]" in events.problems[0]
     printed = capfd.readouterr()
-    shown = f"{events}{streaming.warehouse.log()}{printed.out}{printed.err}"
+    shown = f"{events}{streaming.warehouse.log()}{printed.out}{printed.err}{caplog.text}"
     assert tokens[0] not in shown
 
 
