@@ -2,7 +2,7 @@
    cuts has service_period_id, metric_code and cut_at. The CTEs end with quantities_at_cuts. #}
 {% macro quantities_at_cuts(cuts, dimension_columns) -%}
     {%- set group_keys = ['service_period_id', 'metric_code', 'cut_at'] + dimension_columns -%}
-    usage_up_to_cuts as (
+    usage_up_to_cuts {{ as_inlined() }} (
 
         select
             usage.service_period_id,

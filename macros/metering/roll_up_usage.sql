@@ -25,13 +25,25 @@
 
     select
         {{ keys | join(',\n        ') }},
-        cast(count(distinct distinct_value) as {{ quantity_total_type() }}) as quantity,
+        cast(count(distinct_value) as {{ quantity_total_type() }}) as quantity,
         cast(sum(event_count) as bigint) as event_count,
         cast(sum(event_keys_hash) as {{ event_keys_hash_type() }}) as event_keys_hash,
         min(first_event_at) as first_event_at,
         max(last_event_at) as last_event_at
-    from {{ relation }}
-    where aggregation = 'unique_count'
+    from (
+        select
+            {{ keys | join(',\n            ') }},
+            distinct_value,
+            sum(event_count) as event_count,
+            sum(event_keys_hash) as event_keys_hash,
+            min(first_event_at) as first_event_at,
+            max(last_event_at) as last_event_at
+        from {{ relation }}
+        where aggregation = 'unique_count'
+        group by
+            {{ keys | join(',\n            ') }},
+            distinct_value
+    ) as distinct_values
     group by
         {{ keys | join(',\n        ') }}
 

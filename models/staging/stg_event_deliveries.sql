@@ -43,6 +43,19 @@ customers as (
 
 ),
 
+{# All that a judgement depends on beside the delivery, in one value. #}
+rules_in_force as (
+
+    select
+        {{ surrogate_key([
+            '(select sum(' ~ event_key_number('customers.customer_id') ~ ') from customers)',
+            '(select sum(' ~ event_key_number('event_contracts.event_type || event_contracts.schema_version || event_contracts.contract_hash') ~ ') from event_contracts)',
+            'future_tolerance_minutes'
+        ]) }} as rules_hash
+    from event_policy
+
+),
+
 {# The first properties of an event schema side by side, so that a delivery need not be multiplied by its properties. #}
 {% set slots = range(8) %}
 {% set rule_fields = ['property_path', 'data_type', 'allowed_values', 'minimum', 'maximum', 'is_required'] %}
@@ -145,6 +158,26 @@ unstaged_deliveries as (
 
 ),
 
+{# What was staged last, and all that had been staged before, was right by the rules of that build. While these hold, no judgement
+   can be outdated, and history need not be read to find out. #}
+rules_of_last_build as (
+
+    select distinct rules_hash
+    from staged
+    where stage_sequence = (select max(staged_before.stage_sequence) from {{ this }} as staged_before)
+
+),
+
+changed_rules as (
+
+    select rules_in_force.rules_hash
+    from rules_in_force
+    left join rules_of_last_build
+        on rules_in_force.rules_hash = rules_of_last_build.rules_hash
+    where rules_of_last_build.rules_hash is null
+
+),
+
 {# Few judgements differ, however many deliveries there are: they are compared with the rules of today in place of each delivery. #}
 judgements as (
 
@@ -156,6 +189,7 @@ judgements as (
         future_tolerance_minutes,
         is_known_customer
     from staged
+    cross join changed_rules
 
 ),
 
@@ -971,10 +1005,11 @@ outcomes_sequenced as (
     select
         outcomes.*,
         {% if load_relation(this) %}
-        (select coalesce(max(staged_before.stage_sequence), 0) + 1 from {{ this }} as staged_before) as stage_sequence
+        (select coalesce(max(staged_before.stage_sequence), 0) + 1 from {{ this }} as staged_before) as stage_sequence,
         {% else %}
-        1 as stage_sequence
+        1 as stage_sequence,
         {% endif %}
+        (select rules_in_force.rules_hash from rules_in_force) as rules_hash
     from outcomes
 
 )

@@ -161,6 +161,12 @@ charges_with_gaps as (
 
 ),
 
+few_charges_with_gaps as (
+
+    {{ few_rows('charges_with_gaps', ['service_period_id', 'charge_code', 'metric_code']) }}
+
+),
+
 usage_groups as (
 
     select distinct
@@ -188,6 +194,12 @@ groups_without_tiers as (
 
 ),
 
+few_groups_without_tiers as (
+
+    {{ few_rows('groups_without_tiers', ['charge_code', 'metric_code', 'dimensions']) }}
+
+),
+
 usage_in_question as (
 
     select
@@ -198,7 +210,7 @@ usage_in_question as (
         usage.subscription_id,
         charges_with_gaps.charge_code
     from usage_in_service_periods as usage
-    inner join charges_with_gaps
+    inner join few_charges_with_gaps as charges_with_gaps
         on
             usage.service_period_id = charges_with_gaps.service_period_id
             and usage.metric_code = charges_with_gaps.metric_code
@@ -213,7 +225,7 @@ usage_in_question as (
         usage.subscription_id,
         groups_without_tiers.charge_code
     from usage_in_service_periods as usage
-    inner join groups_without_tiers
+    inner join few_groups_without_tiers as groups_without_tiers
         on
             usage.metric_code = groups_without_tiers.metric_code
             and usage.dimensions = groups_without_tiers.dimensions
