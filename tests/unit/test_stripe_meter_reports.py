@@ -21,10 +21,16 @@ def add_of_unknown_customer(metering: Metering, line_id: str) -> None:
     metering.warehouse.set(line_id, "stripe_customer_id = 'cus_gone'")
 
 
+def wait_for_next_window(metering: Metering) -> None:
+    """Stripe reports on windows of ten seconds: what a test does next comes into one, if it takes no longer."""
+    metering.wait(timedelta(seconds=10 - metering.server.control.now() % 10))
+
+
 def test_an_event_that_was_found_invalid_goes_again_once_a_run(metering: Metering) -> None:
     add_of_unknown_customer(metering, "l1")
     metering.add("l2", 5, customer_id="customer_2")
     metering.warehouse.set("l2", "customer_id = 'customer_2', invoice_id = 'inv_2'")
+    wait_for_next_window(metering)
     events, _ = metering.sync()
     assert (events.sent, events.is_clean) == (2, True)
     # The report is of a window that is not over.
@@ -55,9 +61,7 @@ def test_an_event_that_was_found_invalid_goes_again_once_a_run(metering: Meterin
 def test_a_report_that_names_some_points_to_reconciliation(metering: Metering) -> None:
     for number in range(7):
         add_of_unknown_customer(metering, f"l{number}")
-    # All in one window of Stripe's.
-    seconds = metering.server.control.now() % 10
-    metering.wait(timedelta(seconds=10 - seconds))
+    wait_for_next_window(metering)
     metering.sync()
     metering.wait(WINDOW)
     problems = record_readback(metering.warehouse.opened, metering.target, metering.now)
