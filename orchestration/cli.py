@@ -25,8 +25,8 @@ from orchestration.lib.scenario import drop_scenario, name_from
 from orchestration.lib.shadow import describe_comparison, list_comparisons
 from orchestration.lib.statement import write_statement
 from orchestration.lib.stripe_meter_decisions import describe_events
+from orchestration.lib.stripe_plan import describe_plan
 from orchestration.lib.stripe_reconcile import reconcile as reconcile_with_stripe
-from orchestration.lib.stripe_sync import describe_plan
 from orchestration.lib.sync import guarded_sync, plan_without_sending
 from orchestration.lib.warehouse import Warehouse, connect, require_successful_build
 from orchestration.lib.what_if import what_if

@@ -12,7 +12,7 @@ from orchestration.lib.demo_events import write_demo_data
 from orchestration.lib.invoices import Invoice, compare_with_stripe, format_minor, list_invoices
 from orchestration.lib.landing import expand_patterns, land_files, land_independent_totals
 from orchestration.lib.project import PROJECT_DIR, MeteringError, Progress, Settings, build
-from orchestration.lib.stripe_sync import StripeInvoice, read_back_invoices
+from orchestration.lib.stripe_readback import StripeInvoice, read_back_invoices
 from orchestration.lib.stripe_target import open_stripe_target
 from orchestration.lib.sync import guarded_sync
 from orchestration.lib.warehouse import connect

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from orchestration.lib.project import MeteringError
-from orchestration.lib.stripe_sync import StripeInvoice
+from orchestration.lib.stripe_readback import StripeInvoice
 from orchestration.lib.warehouse import Warehouse, require_marts
 
 

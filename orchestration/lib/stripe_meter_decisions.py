@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from itertools import combinations
 from typing import Literal
 
-from orchestration.lib.stripe_sync import OutboxLine
+from orchestration.lib.stripe_tables import OutboxLine
 
 # A correction is decided when the others of its customer, meter and service period are settled.
 Way = Literal["send", "look", "wait", "item", "done", "held", "correction"]

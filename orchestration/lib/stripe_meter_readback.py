@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from orchestration.lib.stripe_sync import NOTHING_LOGGED, PAGE_SIZE, read_log
+from orchestration.lib.stripe_readback import PAGE_SIZE
+from orchestration.lib.stripe_tables import NOTHING_LOGGED, read_log
 from orchestration.lib.stripe_target import StripeTarget
 from orchestration.lib.warehouse import Warehouse
 

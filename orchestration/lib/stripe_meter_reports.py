@@ -15,7 +15,9 @@ from typing import Any, cast
 import stripe
 from stripe.events import V1BillingMeterErrorReportTriggeredEvent
 
-from orchestration.lib.stripe_sync import ERROR_BODY_CHARACTERS, PAGE_SIZE, Entity
+from orchestration.lib.stripe_errors import ERROR_BODY_CHARACTERS
+from orchestration.lib.stripe_readback import PAGE_SIZE
+from orchestration.lib.stripe_tables import Entity
 from orchestration.lib.stripe_target import StripeTarget, redact_keys
 from orchestration.lib.warehouse import Warehouse, append_rows
 

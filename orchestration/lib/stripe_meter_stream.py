@@ -13,15 +13,15 @@ import stripe
 from stripe.params.billing import MeterEventCreateParams
 from stripe.params.v2.billing import MeterEventStreamCreateParamsEvent
 
-from orchestration.lib.stripe_sync import (
+from orchestration.lib.stripe_errors import (
     ERROR_BODY_CHARACTERS,
-    Step,
-    _StoppedError,
+    StoppedError,
     describe_error,
     error_code,
     is_refusal,
     with_backoff,
 )
+from orchestration.lib.stripe_tables import Step
 from orchestration.lib.stripe_target import redact_keys
 
 # Stripe API reference, "Create a billing meter event with asynchronous validation".
@@ -34,7 +34,7 @@ SESSION_EXPIRED = "billing_meter_event_session_expired"
 Record = Callable[[Step, Sequence[str], Mapping[str, Any]], None]
 
 
-class UnknownOutcomeError(_StoppedError):
+class UnknownOutcomeError(StoppedError):
     """Stripe may have taken the events of a call; `count` says how many these are."""
 
     def __init__(self, message: str, count: int) -> None:
@@ -77,7 +77,7 @@ class MeterStream:
 
         Raises:
             UnknownOutcomeError: a call has no known outcome.
-            _StoppedError: no session can be opened, or the key was refused.
+            StoppedError: no session can be opened, or the key was refused.
         """
         if not events:
             return {}
@@ -85,7 +85,7 @@ class MeterStream:
             try:
                 with_backoff(self._open_session, self._sleep)
             except stripe.StripeError as error:
-                raise _StoppedError(
+                raise StoppedError(
                     f"no session of the meter event stream could be opened: {self._describe(error)}"
                 ) from None
         identifiers = [event["identifier"] for event in events]
@@ -106,7 +106,7 @@ class MeterStream:
             }
             self._record("failed", identifiers, answer)
             if error.http_status == 401:
-                raise _StoppedError(f"{name}: {self._describe(error)} Check STRIPE_API_KEY.") from None
+                raise StoppedError(f"{name}: {self._describe(error)} Check STRIPE_API_KEY.") from None
             if len(events) == 1:
                 return {identifiers[0]: self._describe(error)}
             half = len(events) // 2

@@ -25,6 +25,15 @@ import stripe
 from stripe.params.billing import MeterCreateParams, MeterEventCreateParams
 
 from orchestration.lib.project import Progress
+from orchestration.lib.stripe_errors import (
+    ERROR_BODY_CHARACTERS,
+    RefusedError,
+    StoppedError,
+    describe_error,
+    error_code,
+    is_refusal,
+    with_backoff,
+)
 from orchestration.lib.stripe_lock import SyncLock, hold_sync_lock
 from orchestration.lib.stripe_meter_decisions import (
     OLDEST,
@@ -43,28 +52,13 @@ from orchestration.lib.stripe_meter_decisions import (
 from orchestration.lib.stripe_meter_reports import REPORT, record_error_reports
 from orchestration.lib.stripe_meter_stream import EVENTS_PER_CALL, MeterStream, UnknownOutcomeError, stream_event
 from orchestration.lib.stripe_pace import Pace
-from orchestration.lib.stripe_sync import (
-    ERROR_BODY_CHARACTERS,
-    PAGE_SIZE,
-    Entity,
-    InvoiceSettings,
-    Log,
-    OutboxLine,
-    Step,
-    SyncReport,
-    _query,
-    _RefusedError,
-    _Run,
-    _StoppedError,
-    describe_error,
-    error_code,
-    is_refusal,
-    is_unmapped,
-    read_log,
-    read_outbox,
-    sync_invoice_items,
-    with_backoff,
-)
+from orchestration.lib.stripe_plan import is_unmapped
+from orchestration.lib.stripe_readback import PAGE_SIZE
+from orchestration.lib.stripe_run import Run
+from orchestration.lib.stripe_settings import InvoiceSettings
+from orchestration.lib.stripe_sync import sync_invoice_items
+from orchestration.lib.stripe_sync_report import SyncReport
+from orchestration.lib.stripe_tables import Entity, Log, OutboxLine, Step, query, read_log, read_outbox
 from orchestration.lib.stripe_target import StripeTarget, redact_keys
 from orchestration.lib.warehouse import Warehouse
 
@@ -177,7 +171,7 @@ def read_meter_lines(warehouse: Warehouse) -> list[MeterLine]:
     Raises:
         StripeSyncError: the table is missing, or lacks a column.
     """
-    rows = _query(
+    rows = query(
         warehouse,
         """
         select
@@ -198,7 +192,7 @@ def read_tries(warehouse: Warehouse, stripe_account: str, line_id: str | None = 
         StripeSyncError: the log is missing, or lacks a column.
     """
     of_line = "" if line_id is None else "and entity_key = ?"
-    rows = _query(
+    rows = query(
         warehouse,
         f"""
         select
@@ -293,7 +287,7 @@ def plan_events(
     return in_period, route_lines(items, decisions, run.tries)
 
 
-class _MeterRun(_Run):
+class _MeterRun(Run):
     """One run over the events: the calls to Stripe, and their rows in the log."""
 
     def __init__(
@@ -348,9 +342,9 @@ class _MeterRun(_Run):
                 self._read_meters(decisions)
                 self._look(decisions)
                 self._send_all(billing_period)
-        except _StoppedError as stopped:
+        except StoppedError as stopped:
             report.problems.append(f"stopped sending meter events: {stopped} Run the sync again.")
-        except _RefusedError as refused:
+        except RefusedError as refused:
             report.problems.append(f"no meter event was sent, because {refused}")
         self.tries = self._read_tries()
         for decision in self.decide().values():
@@ -378,7 +372,7 @@ class _MeterRun(_Run):
             self._meter_report.problems += record_error_reports(
                 self._warehouse, self._target, self._now(), lambda call: self._look_up(REPORT, "all", call)
             )
-        except (_RefusedError, _StoppedError) as error:
+        except (RefusedError, StoppedError) as error:
             self._meter_report.problems.append(f"Stripe's error reports of meters could not be read: {error}")
         self.tries = self._read_tries()
 
@@ -445,7 +439,7 @@ class _MeterRun(_Run):
                 continue
             try:
                 self._create_meter(name, display_name or name)
-            except _RefusedError as refused:
+            except RefusedError as refused:
                 self._meter_report.problems.append(str(refused))
         for name in sorted({decision.line.event_name or "" for decision in decisions} & self._meters.keys()):
             differences = meter_differences(self._meters[name])
@@ -480,7 +474,7 @@ class _MeterRun(_Run):
         for (event_name, customer_id, minute), unknown in minutes.items():
             try:
                 self._look_at_minute(event_name, customer_id, minute, unknown)
-            except _RefusedError as refused:
+            except RefusedError as refused:
                 self._meter_report.failed += len(unknown)
                 self._meter_report.problems.append(f"meter {event_name}, minute {minute}: {refused}")
 
@@ -488,7 +482,7 @@ class _MeterRun(_Run):
         lines = ", ".join(decision.line.line_id for decision in unknown)
         meter = self._meters.get(event_name)
         if meter is None:
-            raise _RefusedError(f"Stripe has no meter {event_name}, so nobody knows what became of {lines}.")
+            raise RefusedError(f"Stripe has no meter {event_name}, so nobody knows what became of {lines}.")
         start = _seconds(minute)
         stripe_customer_id = self._ensure_customer(self._items[unknown[0].line.line_id])
         summaries = self._look_up(
@@ -557,7 +551,7 @@ class _MeterRun(_Run):
                     continue
                 try:
                     events.append(stream_event(self._event(line, decision)))
-                except _RefusedError as refused:
+                except RefusedError as refused:
                     self._report_refused(line, str(refused))
                     continue
                 self._streamed[decision.identifier] = decision
@@ -589,7 +583,7 @@ class _MeterRun(_Run):
                 continue
             try:
                 self._send_event(line, decision)
-            except _RefusedError as refused:
+            except RefusedError as refused:
                 self._report_refused(line, str(refused))
             if (line.value_units or 0) < 0:
                 # For the corrections that come after it.
@@ -606,12 +600,12 @@ class _MeterRun(_Run):
         """The event of a line, whose customer and meter are there.
 
         Raises:
-            _RefusedError: they are not.
+            RefusedError: they are not.
         """
         parameters = event_parameters(line, decision, self._ensure_customer(self._items[line.line_id]))
         meter = self._meters.get(parameters["event_name"])
         if meter is None or meter_differences(meter):
-            raise _RefusedError(f"the meter {parameters['event_name']} is missing in Stripe or differs.")
+            raise RefusedError(f"the meter {parameters['event_name']} is missing in Stripe or differs.")
         return parameters
 
     def _send_event(self, line: MeterLine, decision: Decision) -> None:
@@ -644,8 +638,8 @@ class _MeterRun(_Run):
         """What an answer other than success means for the event.
 
         Raises:
-            _RefusedError: Stripe answered with a 4xx that concerns this event.
-            _StoppedError: the outcome is unknown, or the key was refused.
+            RefusedError: Stripe answered with a 4xx that concerns this event.
+            StoppedError: the outcome is unknown, or the key was refused.
         """
         if is_duplicate(error):
             self._log_event(
@@ -660,7 +654,7 @@ class _MeterRun(_Run):
         described = f"event {decision.identifier}: {describe_error(error)}"
         if not is_refusal(error):
             self._meter_report.unknown += 1
-            raise _StoppedError(f"{described} It has no known outcome.") from None
+            raise StoppedError(f"{described} It has no known outcome.") from None
         self._log_event(
             decision,
             "failed",
@@ -670,8 +664,8 @@ class _MeterRun(_Run):
             error_body=redact_keys(error.http_body or "")[:ERROR_BODY_CHARACTERS],
         )
         if isinstance(error, stripe.AuthenticationError):
-            raise _StoppedError(f"{described} Check STRIPE_API_KEY.") from None
-        raise _RefusedError(described) from None
+            raise StoppedError(f"{described} Check STRIPE_API_KEY.") from None
+        raise RefusedError(described) from None
 
     def _log_event(self, decision: Decision, step: Step, **columns: Any) -> None:
         of_event = self._event_columns(decision)

@@ -12,18 +12,11 @@ import stripe
 
 from orchestration.lib.invoices import format_minor
 from orchestration.lib.project import Settings
+from orchestration.lib.stripe_errors import StripeSyncError, describe_error
 from orchestration.lib.stripe_meter_readback import ReconciledMeter, read_meter_reconciliation, read_meters
 from orchestration.lib.stripe_meter_reports import record_error_reports
-from orchestration.lib.stripe_sync import (
-    INVOICE_KEY,
-    LINE_KEY,
-    PAGE_SIZE,
-    StripeSyncError,
-    describe_error,
-    item_id_of,
-    lines_of,
-    metadata_of,
-)
+from orchestration.lib.stripe_parameters import INVOICE_KEY, LINE_KEY
+from orchestration.lib.stripe_readback import PAGE_SIZE, item_id_of, lines_of, metadata_of
 from orchestration.lib.stripe_target import StripeTarget, open_stripe_target
 from orchestration.lib.warehouse import Warehouse, append_rows, connect, require_marts
 

@@ -10,14 +10,10 @@ from orchestration.lib.project import MeteringError, Progress, Settings
 from orchestration.lib.stripe_lock import hold_sync_lock
 from orchestration.lib.stripe_meter_decisions import Decision
 from orchestration.lib.stripe_meters import MeterReport, plan_events, sync_outboxes
-from orchestration.lib.stripe_sync import (
-    SyncPlan,
-    SyncReport,
-    hold_unmapped,
-    plan_sync,
-    read_invoice_settings,
-    read_log,
-)
+from orchestration.lib.stripe_plan import SyncPlan, hold_unmapped, plan_sync
+from orchestration.lib.stripe_settings import read_invoice_settings
+from orchestration.lib.stripe_sync_report import SyncReport
+from orchestration.lib.stripe_tables import read_log
 from orchestration.lib.stripe_target import open_stripe_target
 from orchestration.lib.warehouse import connect, require_marts, require_successful_build
 

@@ -34,7 +34,9 @@ import stripe
 from orchestration.lib.project import PROJECT_DIR
 from orchestration.lib.stripe_lock import SyncLockError, hold_sync_lock
 from orchestration.lib.stripe_meters import MeterReport, sync_outboxes
-from orchestration.lib.stripe_sync import ITEMS_PER_INVOICE, InvoiceSettings, MeterApi, SyncReport
+from orchestration.lib.stripe_plan import ITEMS_PER_INVOICE
+from orchestration.lib.stripe_settings import InvoiceSettings, MeterApi
+from orchestration.lib.stripe_sync_report import SyncReport
 from orchestration.lib.stripe_target import StripeTarget
 from orchestration.lib.warehouse import (
     DuckDBWarehouse,

@@ -13,7 +13,7 @@ from orchestration.lib.demo_events import DemoData, write_demo_data
 from orchestration.lib.guards import GuardBreach, run_guards
 from orchestration.lib.landing import land_independent_totals
 from orchestration.lib.project import MeteringError, run_dbt
-from orchestration.lib.stripe_sync import item_id_of, list_lines
+from orchestration.lib.stripe_readback import item_id_of, list_lines
 from orchestration.lib.stripe_target import open_stripe_target
 from orchestration.lib.sync import guarded_sync
 from orchestration.lib.warehouse import connect

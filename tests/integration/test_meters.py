@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from orchestration.lib.stripe_meters import MeterReport, sync_outboxes
+from orchestration.lib.stripe_readback import read_back_invoices
 from orchestration.lib.stripe_reconcile import record_readback
-from orchestration.lib.stripe_sync import SyncReport, read_back_invoices
+from orchestration.lib.stripe_sync_report import SyncReport
 from orchestration.lib.stripe_target import LOCAL_KEY, StripeTarget, stripe_client
 from orchestration.lib.warehouse import connect
 from orchestration.local_stripe import LocalStripeServer

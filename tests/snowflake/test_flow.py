@@ -30,7 +30,7 @@ from orchestration.lib.project import PROJECT_DIR, MeteringError, Settings, read
 from orchestration.lib.scenario import list_prefixes
 from orchestration.lib.snowflake_warehouse import SnowflakeWarehouse, open_snowflake, with_question_marks
 from orchestration.lib.stripe_lock import SyncLock, SyncLockError, hold_sync_lock
-from orchestration.lib.stripe_sync import read_back_invoices
+from orchestration.lib.stripe_readback import read_back_invoices
 from orchestration.lib.stripe_target import open_stripe_target
 from orchestration.lib.warehouse import MissingObjectError, Result, Warehouse, WarehouseError, append_rows, connect
 from tests.integration.conftest import llm_request

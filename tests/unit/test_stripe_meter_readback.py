@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from orchestration.lib.stripe_errors import StripeSyncError
 from orchestration.lib.stripe_meter_readback import ReconciledMeter, minute_at_or_after
 from orchestration.lib.stripe_reconcile import ReconciliationReport, record_readback
-from orchestration.lib.stripe_sync import StripeSyncError
 from tests.unit.test_stripe_meters import Metering, metering
 from tests.unit.test_stripe_sync import target_of
 

@@ -17,7 +17,7 @@ from stripe.params.v2.billing import MeterEventStreamCreateParamsEvent
 
 from orchestration.lib.stripe_meter_stream import stream_event
 from orchestration.lib.stripe_meters import MeterReport
-from orchestration.lib.stripe_sync import InvoiceSettings
+from orchestration.lib.stripe_settings import InvoiceSettings
 from orchestration.local_stripe import Fault
 from orchestration.local_stripe.control import FaultKind
 from tests.unit.test_stripe_meters import DAY, MONTHS, Metering, metering

@@ -23,7 +23,9 @@ from orchestration.lib.stripe_meter_decisions import (
     find_arrived,
 )
 from orchestration.lib.stripe_meters import MeterReport, plan_events, sync_outboxes
-from orchestration.lib.stripe_sync import InvoiceSettings, SyncReport, read_back_invoices
+from orchestration.lib.stripe_readback import read_back_invoices
+from orchestration.lib.stripe_settings import InvoiceSettings
+from orchestration.lib.stripe_sync_report import SyncReport
 from orchestration.lib.stripe_target import StripeTarget
 from orchestration.lib.warehouse import raw_and_ops_table_statements
 from orchestration.local_stripe import Fault, LocalStripeServer
