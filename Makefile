@@ -72,9 +72,10 @@ parse-snowflake: $(INSTALLED)
 
 # Data tests of an empty warehouse run in test_good_seeds_build, those of full ones in other tests of pytest.
 test-dbt: $(INSTALLED) ## Parse for DuckDB and build an empty warehouse, with dbt's unit tests
-	@rm -f target/empty.duckdb && mkdir -p target
+	@rm -f target/empty.duckdb* && mkdir -p target
 	set -o pipefail; METERING_DUCKDB_PATH=target/empty.duckdb \
-		$(BIN)/dbt --no-use-colors $(STRICT) build --exclude-resource-type test --target ci --no-partial-parse \
+		$(BIN)/dbt --no-use-colors $(STRICT) build --exclude-resource-type test --no-partial-parse --target ci \
+		--target-path target/empty \
 		| grep -vE ' of [0-9]+ (START|OK|PASS) |^[0-9:]{8} *$$'
 
 test-python: $(INSTALLED) ## pytest: unit tests and integration tests on warehouses of their own

@@ -1,6 +1,6 @@
 {# The one place where usage of shorter windows becomes usage of longer ones, exactly, for every aggregation.
    unique_count needs its values apart and latest and percentile rank rows; the others are plain aggregates, kept apart so that
-   they pay for neither. #}
+   they pay for neither. Grouping by value and counting the groups takes less than count(distinct) beside other aggregates. #}
 {% macro roll_up_usage(relation, keys) -%}
     select
         {{ keys | join(',\n        ') }},

@@ -43,13 +43,20 @@ customers as (
 
 ),
 
+contracts_with_keys as (
+
+    select {{ surrogate_key(['event_type', 'schema_version', 'contract_hash']) }} as contract_key
+    from event_contracts
+
+),
+
 {# All that a judgement depends on beside the delivery, in one value. #}
 rules_in_force as (
 
     select
         {{ surrogate_key([
             '(select sum(' ~ event_key_number('customers.customer_id') ~ ') from customers)',
-            '(select sum(' ~ event_key_number('event_contracts.event_type || event_contracts.schema_version || event_contracts.contract_hash') ~ ') from event_contracts)',
+            '(select sum(' ~ event_key_number('contracts_with_keys.contract_key') ~ ') from contracts_with_keys)',
             'future_tolerance_minutes'
         ]) }} as rules_hash
     from event_policy
@@ -158,11 +165,14 @@ unstaged_deliveries as (
 
 ),
 
-{# What was staged last, and all that had been staged before, was right by the rules of that build. While these hold, no judgement
-   can be outdated, and history need not be read to find out. #}
+{# What was staged last, and all that had been staged before, was right by the rules of that build, as far as raw still had it.
+   While these hold, no judgement can be outdated, and history need not be read to find out. Builds that overlapped may have left
+   the rules of each. #}
 rules_of_last_build as (
 
-    select distinct rules_hash
+    select
+        min(rules_hash) as first_rules_hash,
+        max(rules_hash) as last_rules_hash
     from staged
     where stage_sequence = (select max(staged_before.stage_sequence) from {{ this }} as staged_before)
 
@@ -173,8 +183,10 @@ changed_rules as (
     select rules_in_force.rules_hash
     from rules_in_force
     left join rules_of_last_build
-        on rules_in_force.rules_hash = rules_of_last_build.rules_hash
-    where rules_of_last_build.rules_hash is null
+        on
+            rules_in_force.rules_hash = rules_of_last_build.first_rules_hash
+            and rules_in_force.rules_hash = rules_of_last_build.last_rules_hash
+    where rules_of_last_build.first_rules_hash is null
 
 ),
 

@@ -210,7 +210,7 @@ def _judge(
         )
         frame = own[["guard_code", "subject", "measured"]]
         verdicts[guard_code] = bool(validation.run(batch_parameters={"dataframe": frame}).success)
-    # Once for all guards: a checkpoint of each would write the pages of all each time.
+    # Once for all guards: an action of each would copy the static files and write the index each time.
     context.build_data_docs()
     return verdicts, data_docs / "gx" / "uncommitted" / "data_docs" / "local_site" / "index.html"
 

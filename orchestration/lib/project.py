@@ -165,7 +165,10 @@ def dbt_environment(settings: Settings) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Python's collector, left to itself, takes a tenth of a build to look through all the objects that dbt keeps."""
+    """Python's collector, left to itself, takes a tenth of a build to look through all the objects that dbt keeps.
+
+    For one build at a time, as dbt itself is.
+    """
     before = gc.get_threshold()
     gc.set_threshold(100_000, 20, 50)
     try:
@@ -248,7 +251,7 @@ def ensure_manifest(settings: Settings) -> Path:
     sources += [path for folder in folders for path in (settings.project / folder).rglob("*") if path.is_file()]
     newest = max(path.stat().st_mtime for path in sources)
     if not manifest.exists() or manifest.stat().st_mtime < newest:
-        # With the arguments of the builds in orchestration/defs, or these would parse once more.
+        # With the arguments of the builds in orchestration/defs, or these would parse once more (on Snowflake they do).
         run_dbt(settings, "parse", "--target", settings.target, "--target-path", str(folder), quiet=True)
     return manifest
 

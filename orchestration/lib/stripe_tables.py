@@ -155,6 +155,11 @@ def line_columns(line: OutboxLine) -> dict[str, Any]:
 
 
 def query(warehouse: Warehouse, statement: str, values: list[str]) -> list[tuple[Any, ...]]:
+    """The rows of a statement that reads the outbox or a log.
+
+    Raises:
+        StripeSyncError: what it reads is not there.
+    """
     try:
         return warehouse.execute(statement, values).rows
     except MissingObjectError as error:

@@ -375,6 +375,64 @@ def test_as_of_sees_only_what_had_been_received(warehouse: Warehouse, make_event
         warehouse.build_models(USAGE, as_of="2999-01-01 00:00:00")
 
 
+def test_a_changed_rule_of_judgement_is_noticed(
+    warehouse_of_copy: Warehouse, project_copy: Path, make_event: MakeEvent
+) -> None:
+    """Earlier deliveries are judged again when a rule changed since, whatever was landed and built in between."""
+    warehouse = warehouse_of_copy
+    received_at = datetime(2026, 9, 10, 12)
+    landed = 0
+
+    def land(key: str, **changes: Any) -> None:
+        nonlocal landed
+        landed += 1
+        warehouse.insert_delivery(f"batch {landed}", 1, received_at, make_event(key, **changes))
+
+    def reasons_after_build() -> dict[str, str]:
+        warehouse.build_models("+stg_event_deliveries")
+        return dict(
+            warehouse.query(
+                "select idempotency_key, reason_codes from staging.stg_event_deliveries where reason_codes is not null"
+            )
+        )
+
+    def set_tolerance(minutes: int) -> None:
+        change_seed(project_copy, "policy/event_policy.csv", lambda rows: [
+            row | {"policy_value": str(minutes)} if row["policy_code"] == "future_tolerance" else row for row in rows
+        ])  # fmt: skip
+
+    def set_status(status: str) -> None:
+        change_seed(project_copy, "catalog/event_types.csv", lambda rows: [
+            row | {"status": status} if row["event_type"] == "llm_request" else row for row in rows
+        ])  # fmt: skip
+
+    land("early", occurred_at="2026-09-10T12:20:00Z")
+    land("of nobody", customer_id="cus_new")
+    land("right")
+    assert reasons_after_build() == {"early": "timestamp_in_future", "of nobody": "unknown_customer"}
+
+    set_tolerance(30)
+    land("second")
+    assert reasons_after_build() == {"of nobody": "unknown_customer"}
+
+    # A change that touches no delivery, and one back, with nothing landed in between.
+    set_tolerance(29)
+    assert reasons_after_build() == {"of nobody": "unknown_customer"}
+    set_tolerance(5)
+    assert reasons_after_build() == {"early": "timestamp_in_future", "of nobody": "unknown_customer"}
+
+    change_seed(project_copy, "accounts/customers.csv", lambda rows: [*rows, rows[0] | {"customer_id": "cus_new"}])
+    land("third")
+    assert reasons_after_build() == {"early": "timestamp_in_future"}
+
+    set_status("retired")
+    land("fourth")
+    assert all("retired_schema_version" in codes for codes in reasons_after_build().values())
+    assert warehouse.outcome_counts() == {"accepted": 0, "duplicate": 0, "rejected": landed}
+    set_status("active")
+    assert reasons_after_build() == {"early": "timestamp_in_future"}
+
+
 def test_a_metric_or_event_type_that_comes_and_goes(
     warehouse_of_copy: Warehouse, project_copy: Path, make_event: MakeEvent
 ) -> None:

@@ -728,7 +728,7 @@ class Draw:
             code = f"{customer}-grant-{number}"
             effective_at = self._moment(datetime(2024, 8, 1), datetime(2025, 3, 15))
             recurrence = self.random.choice([None, None, None, "month", "month", "quarter", "year", "week", "day"])
-            # All instances of a customer together stay below credit_burn_steps().
+            # All instances of a customer together stay below the variable credit_burn_steps.
             shortest, longest = {"day": (3, 9), "week": (15, 55), "month": (35, 150)}.get(recurrence or "", (10, 70))
             expires_at: datetime | None = self._moment(
                 effective_at + timedelta(days=shortest), effective_at + timedelta(days=longest)

@@ -161,6 +161,7 @@ charges_with_gaps as (
 
 ),
 
+{# A row for each service period and charge that lacks a price somewhere: far fewer than hours of usage. #}
 few_charges_with_gaps as (
 
     {{ few_rows('charges_with_gaps', ['service_period_id', 'charge_code', 'metric_code']) }}
@@ -176,6 +177,12 @@ usage_groups as (
 
 ),
 
+charges_in_use as (
+
+    select distinct charge_code from plan_charges
+
+),
+
 groups_without_tiers as (
 
     select distinct
@@ -183,6 +190,8 @@ groups_without_tiers as (
         price_versions.metric_code,
         usage_groups.dimensions
     from {{ ref('charges') }} as price_versions
+    inner join charges_in_use
+        on price_versions.charge_code = charges_in_use.charge_code
     inner join usage_groups
         on price_versions.metric_code = usage_groups.metric_code
     left join tier_sets

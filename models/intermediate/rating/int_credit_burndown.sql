@@ -2,7 +2,7 @@
    rivals does so at once; rivals are worked off one after the other, in a chain of steps, since recursion with window functions is
    not portable. Grants that never compete for an amount share a step. The test assert_credit_grants_fit_the_steps fails where the
    steps do not suffice. #}
-{% set steps = credit_burn_steps() %}
+{% set steps = var('credit_burn_steps') %}
 
 with
 

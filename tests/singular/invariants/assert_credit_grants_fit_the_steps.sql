@@ -1,7 +1,7 @@
 {{ config(
     group='metering',
     meta={
-        'rule': 'no more credit grants of a customer compete for the same amounts than credit_burn_steps() provides for; raise it in macros/rating/credit_burn_steps.sql',
+        'rule': 'no more credit grants of a customer compete for the same amounts than the variable credit_burn_steps provides for; raise it in dbt_project.yml',
         'dagster': {'ref': {'name': 'credit_grants'}}
     }
 ) }}
@@ -14,4 +14,4 @@ select
 from {{ ref('int_credit_burndown') }} as burndown
 inner join {{ ref('int_credit_grants') }} as credit_grants
     on burndown.credit_grant_id = credit_grants.credit_grant_id
-where burndown.burn_step > {{ credit_burn_steps() }}
+where burndown.burn_step > {{ var('credit_burn_steps') }}
