@@ -37,7 +37,7 @@ comparisons_with_gaps as (
         comparisons.theirs_event_count - comparisons.ours_event_count as event_gap,
         coalesce(
             comparisons.theirs_quantity - comparisons.ours_quantity,
-            comparisons.theirs_event_count - comparisons.ours_event_count
+            cast(comparisons.theirs_event_count - comparisons.ours_event_count as {{ quantity_total_type() }})
         ) as gap,
         case
             when comparisons.theirs_quantity - comparisons.ours_quantity is null then ' events' else ''
