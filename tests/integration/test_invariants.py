@@ -432,6 +432,24 @@ def test_a_changed_rule_of_judgement_is_noticed(
     set_status("active")
     assert reasons_after_build() == {"early": "timestamp_in_future"}
 
+    # While the rules hold nothing is compared; unless builds that overlapped left the rules of each.
+    def execute(sql: str) -> None:
+        with connect(warehouse.settings) as connection:
+            connection.execute(sql)
+
+    staged = "staging.stg_event_deliveries"
+    execute(f"update {staged} set contract_hash = 'outdated' where idempotency_key = 'right'")
+    outdated = f"select count(*) from {staged} where contract_hash = 'outdated'"
+    reasons_after_build()
+    assert warehouse.query(outdated) == [(1,)]
+    execute(
+        f"update {staged} set rules_hash = 'of another' where idempotency_key = 'second' "
+        f"and stage_sequence = (select max(stage_sequence) from {staged})"
+    )
+    assert warehouse.query(f"select count(distinct rules_hash) from {staged}") == [(2,)]
+    reasons_after_build()
+    assert warehouse.query(outdated) == [(0,)]
+
 
 def test_a_metric_or_event_type_that_comes_and_goes(
     warehouse_of_copy: Warehouse, project_copy: Path, make_event: MakeEvent

@@ -10,7 +10,7 @@ import pytest
 
 from orchestration.lib.stripe_target import StripeTarget
 from orchestration.local_stripe import LocalStripeServer
-from tests.unit.test_stripe_sync import (
+from tests.unit.stripe_outbox import (
     Answer,
     Crash,
     HttpFault,
@@ -19,16 +19,10 @@ from tests.unit.test_stripe_sync import (
     crash_after,
     items_by_line,
     posts,
-    server,
     set_invoice_status,
-    state,
     sync,
-    target,
     target_of,
-    warehouse,
 )
-
-__all__ = ["server", "state", "target", "warehouse"]
 
 
 def add_lines_calls(calls: list[int]) -> HttpFault:

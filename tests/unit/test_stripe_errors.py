@@ -15,7 +15,7 @@ from orchestration.lib.stripe_sync import sync_invoice_items
 from orchestration.lib.stripe_sync_report import SyncReport
 from orchestration.lib.stripe_target import StripeTarget
 from orchestration.local_stripe import LocalStripeServer
-from tests.unit.test_stripe_sync import (
+from tests.unit.stripe_outbox import (
     SECRET,
     Answer,
     Crash,
@@ -25,18 +25,11 @@ from tests.unit.test_stripe_sync import (
     crash_after,
     items_by_line,
     posts,
-    server,
     set_invoice_status,
-    state,
     sync,
-    target,
     target_of,
     three_invoices,
-    warehouse,
 )
-
-__all__ = ["server", "state", "target", "warehouse"]
-
 
 # Refusals
 

@@ -11,10 +11,8 @@ import pytest
 from orchestration.lib.stripe_errors import StripeSyncError
 from orchestration.lib.stripe_meter_readback import ReconciledMeter, minute_at_or_after
 from orchestration.lib.stripe_reconcile import ReconciliationReport, record_readback
-from tests.unit.test_stripe_meters import Metering, metering
-from tests.unit.test_stripe_sync import target_of
-
-__all__ = ["metering"]
+from tests.unit.stripe_metering import Metering
+from tests.unit.stripe_outbox import target_of
 
 
 def read_back(metering: Metering) -> list[tuple[Any, ...]]:

@@ -7,10 +7,8 @@ from typing import Any
 
 from orchestration.lib.stripe_meter_reports import identifier_of
 from orchestration.lib.stripe_reconcile import record_readback
-from tests.unit.test_stripe_meters import Metering, metering
-from tests.unit.test_stripe_sync import target_of
-
-__all__ = ["metering"]
+from tests.unit.stripe_metering import Metering
+from tests.unit.stripe_outbox import target_of
 
 WINDOW = timedelta(seconds=30)
 

@@ -20,10 +20,8 @@ from orchestration.lib.stripe_meters import MeterReport
 from orchestration.lib.stripe_settings import InvoiceSettings
 from orchestration.local_stripe import Fault
 from orchestration.local_stripe.control import FaultKind
-from tests.unit.test_stripe_meters import DAY, MONTHS, Metering, metering
-from tests.unit.test_stripe_sync import HttpFault, target_of
-
-__all__ = ["metering"]
+from tests.unit.stripe_metering import DAY, MONTHS, Metering
+from tests.unit.stripe_outbox import HttpFault, target_of
 
 STREAM = "/v2/billing/meter_event_stream"
 SESSIONS = "/v2/billing/meter_event_session"

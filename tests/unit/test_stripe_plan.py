@@ -11,19 +11,7 @@ from orchestration.lib.stripe_sync import sync_invoice_items
 from orchestration.lib.stripe_sync_report import SyncReport
 from orchestration.lib.stripe_tables import read_log, read_outbox
 from orchestration.lib.stripe_target import StripeTarget
-from tests.unit.test_stripe_sync import (
-    Warehouse,
-    count_objects,
-    items_by_line,
-    server,
-    state,
-    sync,
-    target,
-    three_invoices,
-    warehouse,
-)
-
-__all__ = ["server", "state", "target", "warehouse"]
+from tests.unit.stripe_outbox import Warehouse, count_objects, items_by_line, sync, three_invoices
 
 
 def test_a_plan_says_what_would_be_sent(warehouse: Warehouse, target: StripeTarget) -> None:

@@ -10,9 +10,7 @@ from orchestration.lib.stripe_errors import StripeSyncError
 from orchestration.lib.stripe_readback import read_back_invoices
 from orchestration.lib.stripe_target import StripeTarget
 from orchestration.local_stripe import LocalStripeServer
-from tests.unit.test_stripe_sync import Answer, Warehouse, server, state, sync, target, target_of, warehouse
-
-__all__ = ["server", "state", "target", "warehouse"]
+from tests.unit.stripe_outbox import Answer, Warehouse, sync, target_of
 
 
 def test_reading_back_names_what_failed(server: LocalStripeServer) -> None:

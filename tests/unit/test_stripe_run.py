@@ -17,7 +17,7 @@ from orchestration.lib.stripe_sync_report import SyncReport
 from orchestration.lib.stripe_tables import read_outbox
 from orchestration.lib.stripe_target import StripeTarget
 from orchestration.local_stripe import LocalStripeServer
-from tests.unit.test_stripe_sync import (
+from tests.unit.stripe_outbox import (
     SECRET,
     Answer,
     Crash,
@@ -30,16 +30,10 @@ from tests.unit.test_stripe_sync import (
     forget_idempotency,
     items_by_line,
     posts,
-    server,
-    state,
     sync,
-    target,
     target_of,
     three_invoices,
-    warehouse,
 )
-
-__all__ = ["server", "state", "target", "warehouse"]
 
 
 @pytest.mark.parametrize("keys_expired", [False, True], ids=["keys kept", "keys expired"])

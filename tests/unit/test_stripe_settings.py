@@ -15,19 +15,7 @@ from orchestration.lib.stripe_sync_report import SyncReport
 from orchestration.lib.stripe_target import StripeTarget
 from orchestration.local_stripe import Fault, LocalStripeServer
 from orchestration.local_stripe.control import FaultKind
-from tests.unit.test_stripe_sync import (
-    SECRET,
-    FaultyHttp,
-    Warehouse,
-    server,
-    state,
-    sync,
-    target,
-    three_invoices,
-    warehouse,
-)
-
-__all__ = ["server", "state", "target", "warehouse"]
+from tests.unit.stripe_outbox import SECRET, FaultyHttp, Warehouse, sync, three_invoices
 
 
 def finalizing(warehouse: Warehouse, target: StripeTarget, **settings: Any) -> SyncReport:

@@ -12,9 +12,7 @@ from orchestration.lib.stripe_readback import read_back_invoices
 from orchestration.lib.stripe_sync import sync_invoice_items
 from orchestration.lib.stripe_target import StripeTargetError, open_stripe_target, redact_keys
 from orchestration.local_stripe import LocalStripeServer
-from tests.unit.test_stripe_sync import SECRET, Warehouse, server, state, target_of, three_invoices, warehouse
-
-__all__ = ["server", "state", "warehouse"]
+from tests.unit.stripe_outbox import SECRET, Warehouse, target_of, three_invoices
 
 
 def test_without_a_key_the_local_server_is_used_and_keeps_its_account(state: Path) -> None:
