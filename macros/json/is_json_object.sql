@@ -4,7 +4,13 @@
 
 {# Valid JSON that begins with a brace is an object; asking for its type would read it once more. #}
 {% macro duckdb__is_json_object(text) -%}
-    (left(ltrim({{ text }}, ' ' || chr(9) || chr(10) || chr(13)), 1) = '{' and json_valid({{ text }}))
+    (
+        case
+            when starts_with({{ text }}, '{') then true
+            else starts_with(ltrim({{ text }}, ' ' || chr(9) || chr(10) || chr(13)), '{')
+        end
+        and json_valid({{ text }})
+    )
 {%- endmacro %}
 
 {% macro snowflake__is_json_object(text) -%}

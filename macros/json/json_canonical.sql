@@ -6,9 +6,7 @@
     array_to_string(
         list_sort(list_transform(
             json_keys({{ document }}),
-            {#- A JSON pointer, since in a path some characters of a name would be wildcards. #}
-            lambda property: property || '='
-                || cast(json_extract({{ document }}, '/' || replace(replace(property, '~', '~0'), '/', '~1')) as varchar)
+            lambda property: property || '=' || {{ json_fragment(document, json_path('property')) }}
         )),
         chr(10)
     )

@@ -4,6 +4,7 @@
     {%- set minimum = 'minimum_' ~ slot -%}
     {%- set maximum = 'maximum_' ~ slot -%}
     {%- set allowed_values = 'allowed_values_' ~ slot -%}
+    {%- set allowed_fragments = 'allowed_fragments_' ~ slot -%}
     {%- set number = dbt.safe_cast("replace(" ~ fragment ~ ", '\"', '')", quantity_type()) -%}
     coalesce(
         case
@@ -11,14 +12,7 @@
             when coalesce({{ fragment }}, 'null') = 'null' then not is_required_{{ slot }}
             when {{ data_type }} = 'string'
                 then left({{ fragment }}, 1) = '"'
-                and (
-                    {{ allowed_values }} is null
-                    or (
-                        {{ fragment }} not like '%|%'
-                        and not contains({{ fragment }}, chr(92))
-                        and contains('|' || {{ allowed_values }} || '|', replace({{ fragment }}, '"', '|'))
-                    )
-                )
+                and ({{ allowed_values }} is null or contains({{ allowed_fragments }}, {{ fragment }}))
             when {{ data_type }} = 'boolean'
                 then {{ fragment }} in ('true', 'false') and {{ allowed_values }} is null
             else

@@ -65,12 +65,15 @@ rules_in_force as (
 
 {# The first properties of an event schema side by side, so that a delivery need not be multiplied by its properties. #}
 {% set slots = range(8) %}
-{% set rule_fields = ['property_path', 'data_type', 'allowed_values', 'minimum', 'maximum', 'is_required'] %}
+{% set rule_fields = [
+    'property_path', 'data_type', 'allowed_values', 'allowed_fragments', 'minimum', 'maximum', 'is_required'
+] %}
 event_properties_numbered as (
 
     select
         *,
         {{ json_path('property_name') }} as property_path,
+        {{ quoted_values('allowed_values') }} as allowed_fragments,
         row_number() over (partition by event_type, schema_version order by property_name) - 1 as slot
     from event_properties
 

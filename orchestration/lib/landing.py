@@ -370,17 +370,17 @@ def _has_long_number(text: str) -> str:
 def _may_have_lost_digits(fields: str) -> str:
     """SQL for whether a value of an event, once read, may be a double, and so may have had more digits.
 
-    Whole numbers of up to 64 bits are read as they are, and a double is written with a point or an exponent. Looking
-    for these in what was read costs a fraction of searching each record for long numbers.
+    Whole numbers are read as they are, and a double is written with a point or an exponent. Looking for these in what
+    was read costs a fraction of searching each record for long numbers.
     """
     numbers = [
-        f"coalesce(regexp_full_match({fields}[{position}], "
+        f"coalesce(regexp_full_match({fields}.{name}, "
         "'-?[0-9]+([.][0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)'), false)"
-        for position in (2, 3, 6, 9, 12)
+        for name in ("id", "source", "subject", "idempotency_key", "customer_id")
     ]
     documents = [
-        f"coalesce(contains({fields}[{position}], '.') or regexp_matches({fields}[{position}], '[0-9][eE]'), false)"
-        for position in (8, 14)
+        f"coalesce(contains({fields}.{name}, '.') or regexp_matches({fields}.{name}, 'e[0-9-]'), false)"
+        for name in ("data", "properties")
     ]
     return " or ".join([*documents, *numbers])
 
@@ -409,11 +409,10 @@ def _exact_numbers(text: str) -> str:
 #
 # Records with numbers that a double cannot hold are read a second time, with these numbers in quotes: in the record,
 # and in the properties, which may be JSON inside a string.
-_PATHS = """[
-    '$.specversion', '$.id', '$.source', '$.type', '$.schemaversion', '$.subject', '$.time', '$.data',
-    '$.idempotency_key', '$.event_type', '$.schema_version', '$.customer_id', '$.occurred_at', '$.properties',
-    '$.corrects', '$.correction'
-]"""
+_FIELDS_OF_RECORD = (
+    "specversion", "id", "source", "type", "schemaversion", "subject", "time", "data", *EVENT_FIELDS,
+)  # fmt: skip
+_STRUCTURE = f"'{json.dumps(dict.fromkeys(_FIELDS_OF_RECORD, 'VARCHAR'))}'"
 _RECORD_TO_EVENT = rf"""
     select
         line_number,
@@ -421,7 +420,7 @@ _RECORD_TO_EVENT = rf"""
         is_object,
         has_long_number,
         case
-            when has_long_number then json_extract_string({_exact_numbers("line")}, {_PATHS})
+            when has_long_number then json_transform({_exact_numbers("line")}, {_STRUCTURE})
             else fields
         end as f
     from (
@@ -436,7 +435,7 @@ _RECORD_TO_EVENT = rf"""
                 line_number,
                 line,
                 {_begins_with_brace("line")} and json_valid(line) as is_object,
-                case when is_object then json_extract_string(line, {_PATHS}) end as fields
+                case when is_object then json_transform(line, {_STRUCTURE}) end as fields
             from records
         )
     )
@@ -453,7 +452,7 @@ def _insert_line_records(
 ) -> None:
     # The lines first, in order: numbering them while they are parsed would keep all of it on one processor.
     connection.execute(f"create or replace temp table landed_lines as select line from {_line_reader(path, newline)}")
-    properties = "case when is_cloud_event then f[8] else f[14] end"
+    properties = "case when is_cloud_event then f.data else f.properties end"
     with _any_order(connection):
         connection.execute(
             f"""
@@ -463,20 +462,20 @@ def _insert_line_records(
                 where case when starts_with(line, '{{') then true else trim(line, chr(9) || ' ') <> '' end
             ),
             fields as ({_RECORD_TO_EVENT}),
-            events as (select *, coalesce(f[1] is not null, false) as is_cloud_event from fields)
+            events as (select *, coalesce(f.specversion is not null, false) as is_cloud_event from fields)
             select
                 $batch_id as batch_id,
                 line_number,
                 $source as source,
                 $received_at::timestamp as received_at,
-                case when is_cloud_event then to_json([f[3], f[2]])::varchar else f[9] end as idempotency_key,
-                case when is_cloud_event then f[4] else f[10] end as event_type,
-                case when is_cloud_event then coalesce(f[5], '1') else f[11] end as schema_version,
-                case when is_cloud_event then f[6] else f[12] end as customer_id,
-                case when is_cloud_event then f[7] else f[13] end as occurred_at,
+                case when is_cloud_event then to_json([f.source, f.id])::varchar else f.idempotency_key end as idempotency_key,
+                case when is_cloud_event then f.type else f.event_type end as event_type,
+                case when is_cloud_event then coalesce(f.schemaversion, '1') else f.schema_version end as schema_version,
+                case when is_cloud_event then f.subject else f.customer_id end as customer_id,
+                case when is_cloud_event then f.time else f.occurred_at end as occurred_at,
                 case when has_long_number then {_exact_numbers(properties)} else {properties} end as properties,
-                f[15] as corrects,
-                f[16] as correction,
+                f.corrects,
+                f.correction,
                 case when not is_object then 'unparseable_json' end as landing_error_code,
                 case when not is_object then 'line ' || line_number || ' is not a JSON object: ' || left(line, 100) end
                     as landing_error,
