@@ -374,8 +374,7 @@ def _may_have_lost_digits(fields: str) -> str:
     was read costs a fraction of searching each record for long numbers.
     """
     numbers = [
-        f"coalesce(regexp_full_match({fields}.{name}, "
-        "'-?[0-9]+([.][0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)'), false)"
+        f"coalesce(regexp_full_match({fields}.{name}, '-?[0-9]+([.][0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)'), false)"
         for name in ("id", "source", "subject", "idempotency_key", "customer_id")
     ]
     documents = [
@@ -452,7 +451,11 @@ def _insert_line_records(
 ) -> None:
     # The lines first, in order: numbering them while they are parsed would keep all of it on one processor.
     connection.execute(f"create or replace temp table landed_lines as select line from {_line_reader(path, newline)}")
-    properties = "case when is_cloud_event then f.data else f.properties end"
+
+    def either(cloud_event: str, event: str) -> str:
+        return f"case when is_cloud_event then {cloud_event} else {event} end"
+
+    properties = either("f.data", "f.properties")
     with _any_order(connection):
         connection.execute(
             f"""
@@ -468,11 +471,11 @@ def _insert_line_records(
                 line_number,
                 $source as source,
                 $received_at::timestamp as received_at,
-                case when is_cloud_event then to_json([f.source, f.id])::varchar else f.idempotency_key end as idempotency_key,
-                case when is_cloud_event then f.type else f.event_type end as event_type,
-                case when is_cloud_event then coalesce(f.schemaversion, '1') else f.schema_version end as schema_version,
-                case when is_cloud_event then f.subject else f.customer_id end as customer_id,
-                case when is_cloud_event then f.time else f.occurred_at end as occurred_at,
+                {either("to_json([f.source, f.id])::varchar", "f.idempotency_key")} as idempotency_key,
+                {either("f.type", "f.event_type")} as event_type,
+                {either("coalesce(f.schemaversion, '1')", "f.schema_version")} as schema_version,
+                {either("f.subject", "f.customer_id")} as customer_id,
+                {either("f.time", "f.occurred_at")} as occurred_at,
                 case when has_long_number then {_exact_numbers(properties)} else {properties} end as properties,
                 f.corrects,
                 f.correction,
