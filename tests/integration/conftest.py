@@ -138,7 +138,8 @@ class Warehouse:
         if as_of is not None:
             arguments += ["--vars", f"{{as_of: '{as_of}'}}"]
         with _without_artifacts():
-            project.run_dbt(self.settings, "build", "--resource-type", *arguments, quiet=True)
+            # One node at a time: tests run side by side, and dbt's threads cost more than they bring then.
+            project.run_dbt(self.settings, "build", "--threads", "1", "--resource-type", *arguments, quiet=True)
         self._seeds_loaded = loaded or (seeds, select)
 
     def count_as_whole(self) -> None:
