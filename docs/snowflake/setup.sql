@@ -75,10 +75,15 @@ grant usage on schema metering.raw to role metering_loader;
 grant create stage on schema metering.raw to role metering_loader;
 grant create file format on schema metering.raw to role metering_loader;
 grant usage on schema metering.raw to role metering_transformer;
+-- For the scheduler, which lands files too: what is made is made by its primary role.
+grant create stage on schema metering.raw to role metering_transformer;
 grant usage on schema metering.ops to role metering_transformer;
 grant usage on schema metering.ledger to role metering_transformer;
+grant usage on schema metering.raw to role metering_reader;
+grant usage on schema metering.ops to role metering_reader;
 grant usage on schema metering.ledger to role metering_reader;
 grant usage on schema metering.ops to role metering_sync;
+grant usage on schema metering.ledger to role metering_sync;
 grant usage on schema metering.customer to role metering_customer;
 -- Each build begins with CREATE TABLE IF NOT EXISTS on the raw, ops and ledger tables.
 grant create table on schema metering.raw to role metering_transformer;
@@ -114,18 +119,26 @@ use role useradmin;
 create user if not exists metering_loader_service type = service;
 create user if not exists metering_transformer_service type = service;
 create user if not exists metering_sync_service type = service;
+create user if not exists metering_scheduler_service type = service;
 alter user metering_loader_service set default_role = metering_loader default_warehouse = metering_load;
 alter user metering_transformer_service set default_role = metering_transformer default_warehouse = metering_build;
 alter user metering_sync_service set default_role = metering_sync default_warehouse = metering_read;
 grant role metering_loader to user metering_loader_service;
 grant role metering_transformer to user metering_transformer_service;
 grant role metering_sync to user metering_sync_service;
+-- A scheduler that lands, builds, closes and sends in one process has all three roles at once. Its primary role is the one that
+-- owns what builds make; the others are secondary.
+alter user metering_scheduler_service set default_role = metering_transformer default_warehouse = metering_build default_secondary_roles = ('ALL');
+grant role metering_loader to user metering_scheduler_service;
+grant role metering_transformer to user metering_scheduler_service;
+grant role metering_sync to user metering_scheduler_service;
 
 -- The models take these for granted and dbt cannot set them: UTC, timestamps without a zone, text of times to the microsecond,
 -- weeks that follow ISO 8601. A lock that a dead session left ends a build after ten minutes instead of twelve hours.
 alter user metering_loader_service set timezone = 'UTC', timestamp_type_mapping = 'TIMESTAMP_NTZ', timestamp_input_format = 'AUTO', timestamp_ntz_output_format = 'YYYY-MM-DD HH24:MI:SS.FF6', date_output_format = 'YYYY-MM-DD', week_start = 1, week_of_year_policy = 0, lock_timeout = 600;
 alter user metering_transformer_service set timezone = 'UTC', timestamp_type_mapping = 'TIMESTAMP_NTZ', timestamp_input_format = 'AUTO', timestamp_ntz_output_format = 'YYYY-MM-DD HH24:MI:SS.FF6', date_output_format = 'YYYY-MM-DD', week_start = 1, week_of_year_policy = 0, lock_timeout = 600;
 alter user metering_sync_service set timezone = 'UTC', timestamp_type_mapping = 'TIMESTAMP_NTZ', timestamp_input_format = 'AUTO', timestamp_ntz_output_format = 'YYYY-MM-DD HH24:MI:SS.FF6', date_output_format = 'YYYY-MM-DD', week_start = 1, week_of_year_policy = 0, lock_timeout = 600;
+alter user metering_scheduler_service set timezone = 'UTC', timestamp_type_mapping = 'TIMESTAMP_NTZ', timestamp_input_format = 'AUTO', timestamp_ntz_output_format = 'YYYY-MM-DD HH24:MI:SS.FF6', date_output_format = 'YYYY-MM-DD', week_start = 1, week_of_year_policy = 0, lock_timeout = 600;
 
 ---------- customers who read their own usage
 -- Which Snowflake user may see which customer. Nobody is listed, so nobody sees anything, until an administrator inserts a row.

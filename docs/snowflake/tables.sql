@@ -12,6 +12,11 @@ grant select on table metering.raw.independent_totals to role metering_transform
 grant select on table metering.raw.shadow_billing to role metering_transformer;
 grant select, insert on table metering.ops.build_log to role metering_transformer;
 grant select, insert on table metering.ops.what_if_lines to role metering_transformer;
+-- Builds read what the sync logged and read back, and put the row of the lock there if it is missing.
+grant select on table metering.ops.stripe_sync_log to role metering_transformer;
+grant select on table metering.ops.stripe_readback to role metering_transformer;
+grant select on table metering.ops.stripe_meter_readback to role metering_transformer;
+grant select, insert on table metering.ops.stripe_sync_lock to role metering_transformer;
 grant select, insert on table metering.ledger.price_books to role metering_transformer;
 grant select, insert on table metering.ledger.billing_runs to role metering_transformer;
 grant select, insert on table metering.ledger.closed_periods to role metering_transformer;
@@ -21,8 +26,13 @@ grant select, insert, update on table metering.ledger.close_lock to role meterin
 
 grant select on table metering.ledger.billing_runs to role metering_reader;
 grant select on table metering.ledger.billing_ledger to role metering_reader;
+-- The commands that finance runs: a statement names units by the seeds of its run, and each says when the last build failed.
+grant select on table metering.ledger.price_books to role metering_reader;
+grant select on table metering.ops.build_log to role metering_reader;
+grant select on table metering.raw.shadow_billing to role metering_reader;
 
 grant select on table metering.ops.build_log to role metering_sync;
+grant select on table metering.ledger.billing_ledger to role metering_sync;
 grant select, insert on table metering.ops.stripe_sync_log to role metering_sync;
 grant select, insert, update on table metering.ops.stripe_sync_lock to role metering_sync;
 grant select, insert on table metering.ops.stripe_readback to role metering_sync;

@@ -31,7 +31,7 @@ SCRIPTS = ["setup.sql", "tables.sql", "landing.sql", "customer_views.sql"]
 SYSTEM_ROLES = {"accountadmin", "securityadmin", "sysadmin", "useradmin"}
 
 NAME = r"[a-z_]+(?:\.[a-z_]+)*"
-VALUE = r"(?:'[^']*'|[a-z_]+|[0-9]+)"
+VALUE = r"(?:\('ALL'\)|'[^']*'|[a-z_]+|[0-9]+)"
 PRIVILEGES = (
     r"(?:usage|execute task|read, write|monitor, operate|select|select, insert|select, insert, update|create schema|create table|create stage"
     r"|create file format)"
@@ -194,6 +194,67 @@ def test_roles_only_add_rows() -> None:
                     r"update on table metering\.(ledger\.close_lock|ops\.stripe_sync_lock) ", "", one_line(statement)
                 )
                 assert not re.search(r"\b(update|delete|truncate|all privileges|ownership)\b", allowed)
+
+
+# Which part of the product runs as which role: files of orchestration/lib.
+COMMANDS_OF_ROLES = {
+    "metering_loader": ["landing"],
+    "metering_transformer": [
+        "close",
+        "explain",
+        "guards",
+        "ledger_export",
+        "past",
+        "price_book",
+        "warehouse",
+        "what_if",
+    ],
+    "metering_reader": ["adjustments", "invoices", "shadow", "statement", "warehouse"],
+    "metering_sync": ["guards", "stripe_*", "sync", "warehouse"],
+}
+PRIVILEGE_OF_VERB = {"from": "select", "join": "select", "insert into": "insert", "update": "update"}
+
+
+def privileges_in(sql: str) -> set[tuple[str, str]]:
+    found = re.findall(r"\b(from|join|insert into|update)\s+((?:raw|ops|ledger)\.[a-z_]+)", sql)
+    return {(PRIVILEGE_OF_VERB[verb], table) for verb, table in found}
+
+
+def granted_privileges(role: str) -> set[tuple[str, str]]:
+    """Privileges on tables whose schema the role may use."""
+    texts = [one_line(statement) for script in SCRIPTS for statement in statements(script)]
+    schemas = {
+        schema
+        for text in texts
+        for schema in re.findall(rf"^grant usage on schema metering\.(\w+) to role {role}$", text)
+    }
+    return {
+        (privilege, table)
+        for text in texts
+        for privileges, table in re.findall(rf"^grant ([a-z, ]+) on table metering\.([a-z_.]+) to role {role}$", text)
+        for privilege in privileges.split(", ")
+        if table.split(".")[0] in schemas
+    }
+
+
+@pytest.mark.parametrize("role", COMMANDS_OF_ROLES)
+def test_roles_may_do_what_their_commands_do(role: str) -> None:
+    """Tables that stay, each with its own grant; those that builds make belong to the transformer, and others may read marts and seeds."""
+    library = PROJECT_DIR / "orchestration" / "lib"
+    files = [path for pattern in COMMANDS_OF_ROLES[role] for path in sorted(library.glob(f"{pattern}.py"))]
+    assert len(files) >= len(COMMANDS_OF_ROLES[role])
+    text = "\n".join(path.read_text() for path in files)
+    needed = privileges_in(text)
+    if role == "metering_transformer":
+        needed |= privileges_in("\n".join(raw_and_ops_table_statements(PROJECT_DIR)))
+        for path in (PROJECT_DIR / "models").rglob("*.sql"):
+            needed |= {
+                ("select", f"{schema}.{table}")
+                for schema, table in re.findall(r"source\('(\w+)', '(\w+)'\)", path.read_text())
+            }
+    else:
+        assert not re.search(r"\b(from|join)\s+(staging|intermediate)\.", text)
+    assert needed - granted_privileges(role) == set()
 
 
 def test_customers_see_nothing_without_the_policy() -> None:
