@@ -28,7 +28,8 @@ hourly_build_schedule = dg.ScheduleDefinition(
     default_status=dg.DefaultScheduleStatus.STOPPED,
 )
 
-# The last month on earth ends at 12:00 UTC on the 1st (UTC-12), and 24 hours of grace follow.
+# The last month on earth ends at 12:00 UTC on the 1st (UTC-12), and 24 hours of grace follow. Not on the full hour,
+# when the task of docs/snowflake/landing.sql moves what was received before: a build beside it might not see that yet.
 monthly_billing_schedule = dg.build_schedule_from_partitioned_job(
-    monthly_billing, day_of_month=2, hour_of_day=13, default_status=dg.DefaultScheduleStatus.STOPPED
+    monthly_billing, day_of_month=2, hour_of_day=13, minute_of_hour=30, default_status=dg.DefaultScheduleStatus.STOPPED
 )

@@ -17,7 +17,7 @@ from orchestration.lib.guards import run_guards
 from orchestration.lib.ledger_export import export_runs
 from orchestration.lib.price_book import price_book_hash, record_price_book
 from orchestration.lib.project import MeteringError, Progress, Settings, code_revision
-from orchestration.lib.warehouse import Warehouse, connect, require_marts, require_successful_build
+from orchestration.lib.warehouse import Build, Warehouse, connect, require_marts, require_successful_build
 
 BILLING_PERIOD = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 
@@ -55,6 +55,7 @@ class CloseReport:
         waiting: adjustments of these customers that still wait for an approval.
         totals_minor: sum of the lines in minor units, by currency.
         earlier_open: earlier billing periods that still have lines of these customers to close.
+        left_behind: those of them that were closed before, when the customers of these lines were not known yet.
     """
 
     run_id: str | None
@@ -65,6 +66,7 @@ class CloseReport:
     waiting: int
     totals_minor: dict[str, int]
     earlier_open: tuple[str, ...]
+    left_behind: tuple[str, ...]
 
     def describe(self) -> str:
         """The report as text, with a line more for each thing to look at."""
@@ -80,13 +82,12 @@ class CloseReport:
             text += f"\n{self.waiting} adjustments wait for an approval: metering adjustments"
         if self.earlier_open:
             text += f"\nearlier periods are not closed: {', '.join(self.earlier_open)}"
+        if self.left_behind:
+            text += (
+                f"\nclosed before a customer of theirs was known: {', '.join(self.left_behind)}; "
+                "close them again: metering close --all-due"
+            )
         return text
-
-
-@dataclass(frozen=True)
-class _Build:
-    invocation_id: str
-    as_of: datetime
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,12 @@ def close_periods(
     if forced_reason is not None and not forced_reason.strip():
         raise MeteringError("A forced close needs its reason in words.")
     with connect(settings) as warehouse:
-        require_successful_build(warehouse)
+        build = require_successful_build(warehouse)
         require_marts(warehouse, "fct_rated_lines", "fct_invoice_lines", "fct_guard_measurements")
-        _require_present_price_book(warehouse, settings)
+        _require_present_price_book(build, settings)
         guards = run_guards(warehouse, settings.data_docs)
         if forced_reason is None:
             guards.require_passed()
-        build = _last_build(warehouse)
         scope = _scope(warehouse, customers)
         periods = _due_periods(warehouse, scope, build.as_of) if billing_periods is None else billing_periods
         stamps = _Stamps(record_price_book(warehouse, settings.project), code_revision(settings.project), forced_reason)
@@ -163,20 +163,17 @@ def _due_periods(warehouse: Warehouse, scope: Sequence[str], as_of: datetime) ->
     return [period for (period,) in rows if _over_at(warehouse, period, scope)[0] <= as_of]
 
 
-def _last_build(warehouse: Warehouse) -> _Build:
-    row = warehouse.execute(
-        "select invocation_id, as_of from ops.build_log where step = 'started' order by logged_at desc limit 1"
-    ).fetchone()
-    assert row is not None  # require_successful_build has found it
-    return _Build(*row)
+def _require_no_other_build(warehouse: Warehouse, build: Build) -> None:
+    """Refuse when the tables may no longer be those of the build that was looked at."""
+    ((last,),) = warehouse.execute(
+        "select invocation_id from ops.build_log where step = 'started' order by logged_at desc limit 1"
+    ).rows
+    if last != build.invocation_id:
+        raise CloseRefused("Another build has begun meanwhile. Nothing was closed: close again when it has ended.")
 
 
-def _require_present_price_book(warehouse: Warehouse, settings: Settings) -> None:
-    row = warehouse.execute(
-        "select price_book_hash from ops.build_log where step = 'started' order by logged_at desc limit 1"
-    ).fetchone()
-    assert row is not None
-    if row[0] != price_book_hash(settings.project):
+def _require_present_price_book(build: Build, settings: Settings) -> None:
+    if build.price_book_hash != price_book_hash(settings.project):
         raise CloseRefused(
             "The seeds have changed since the last build, so what it rated is not what they say: run metering build."
         )
@@ -229,14 +226,13 @@ def _append(
     warehouse: Warehouse,
     billing_period: str,
     scope: Sequence[str],
-    build: _Build,
+    build: Build,
     stamps: _Stamps,
     adjustments_only: bool,
 ) -> CloseReport:
     # Whoever closes holds this row until the end: a second close waits for it (Snowflake) or is told (DuckDB).
     warehouse.execute("update ledger.close_lock set holder = ?", [build.invocation_id])
-    if _last_build(warehouse) != build:
-        raise CloseRefused("Another build has begun meanwhile. Nothing was closed: close again when it has ended.")
+    _require_no_other_build(warehouse, build)
     # A build of the past does not see what came later: its lines would take back what was billed for that.
     ((ledger_as_of,),) = warehouse.execute("select max(as_of) from ledger.billing_runs").rows
     if ledger_as_of is not None and build.as_of < ledger_as_of:
@@ -351,10 +347,16 @@ def _append(
         f"select count(*) from intermediate.int_pending_adjustments where {in_scope} and adjustment_status <> 'ready'"
     ).rows
     earlier = warehouse.execute(
-        f"select distinct original_billing_period from intermediate.int_line_differences "
-        f"where {in_scope} and entry_kind = 'original' and original_billing_period < ? order by 1",
+        "select distinct differences.original_billing_period, runs.billing_period is not null "
+        "from intermediate.int_line_differences as differences "
+        "left join ledger.billing_runs as runs "
+        "on differences.original_billing_period = runs.billing_period and runs.run_kind = 'period' "
+        f"where {in_scope} and differences.entry_kind = 'original' and differences.original_billing_period < ? "
+        "order by 1",
         [billing_period],
     ).rows
+    # Once more, since on Snowflake a build may replace tables between two statements of a transaction.
+    _require_no_other_build(warehouse, build)
     return CloseReport(
         run_id=run_id if lines or to_close else None,
         billing_period=billing_period,
@@ -363,5 +365,6 @@ def _append(
         adjustments=sum(int(row[2]) for row in totals),
         waiting=int(waiting),
         totals_minor={row[0]: int(row[3]) for row in totals},
-        earlier_open=tuple(period for (period,) in earlier),
+        earlier_open=tuple(period for period, _ in earlier),
+        left_behind=tuple(period for period, was_closed in earlier if was_closed),
     )

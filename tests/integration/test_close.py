@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from orchestration.lib import close as close_module
 from orchestration.lib import project
 from orchestration.lib import warehouse as connections
 from orchestration.lib.adjustments import describe_adjustment, list_pending_adjustments, rows_to_approve
@@ -221,6 +222,97 @@ def test_what_must_not_be_closed(two_months: Warehouse) -> None:
     assert warehouse.query("select run_id, forced_reason from ledger.billing_runs where forced_reason is not null") == [
         (forced.run_id, "the auditor waits")
     ]
+
+
+@pytest.mark.parametrize("moment", ["run_guards", "_append"])
+def test_another_build_that_begins_meanwhile_ends_the_close(
+    two_months: Warehouse, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """While guards are judged, or before the lines are read: as on Snowflake, where builds and closes run side by side."""
+    original = getattr(close_module, moment)
+
+    def begin_a_build(connection: connections.Warehouse, *arguments: Any) -> Any:
+        connection.execute(
+            "insert into ops.build_log (invocation_id, step, is_whole, logged_at, as_of, failed_nodes, price_book_hash) "
+            "select 'another', step, is_whole, logged_at + interval 1 second, as_of, failed_nodes, price_book_hash "
+            "from ops.build_log where step = 'started' order by logged_at desc limit 1"
+        )
+        return original(connection, *arguments)
+
+    monkeypatch.setattr(close_module, moment, begin_a_build)
+    with pytest.raises(CloseRefused, match="Another build has begun meanwhile"):
+        close(two_months, "2026-09")
+    assert ledger(two_months) == []
+
+
+def test_a_build_that_begins_between_the_statements_of_a_close_ends_it(
+    two_months: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = connections.DuckDBWarehouse.execute
+
+    def begin_a_build(self: Any, sql: str, *arguments: Any) -> Any:
+        if "insert into ledger.billing_ledger" in sql:
+            original(
+                self,
+                "insert into ops.build_log (invocation_id, step, is_whole, logged_at, as_of) "
+                "values ('another', 'started', true, timestamp '2100-01-01', timestamp '2100-01-01')",
+            )
+        return original(self, sql, *arguments)
+
+    monkeypatch.setattr(connections.DuckDBWarehouse, "execute", begin_a_build)
+    with pytest.raises(CloseRefused, match="Another build has begun meanwhile"):
+        close(two_months, "2026-09")
+    assert ledger(two_months) == []
+
+
+def test_a_changed_event_schema_needs_an_approval(two_months: Warehouse, project_copy: Path) -> None:
+    """Events of a closed month that are valid no more take nothing back by themselves."""
+    close(two_months, "2026-09")
+    change_seed(
+        project_copy,
+        "catalog/event_properties.csv",
+        lambda row: row.update(maximum="100000") if row["property_name"] == "context_tokens" else None,
+    )
+    build(two_months, AFTER_OCTOBER, *CLOSING)
+    rows = two_months.query(
+        "select distinct cause, adjustment_status from marts.fct_pending_adjustments "
+        "where original_billing_period = '2026-09' and amount_minor < 0"
+    )
+    assert rows == [("re_rating", "needs_approval")]
+
+
+def test_a_customer_who_is_known_after_the_close_is_not_left_behind(two_months: Warehouse, project_copy: Path) -> None:
+    warehouse = two_months
+    close(warehouse, "2026-09")
+    folder = project_copy / "seeds" / "accounts"
+    for seed, key in (("customers.csv", "cus_000"), ("subscriptions.csv", "sub_000")):
+        lines = (folder / seed).read_text().splitlines()
+        copies = [
+            line.replace("_000", "_new").replace("2023-11", "2026-09") for line in lines if line.startswith(f"{key},")
+        ]
+        assert copies
+        (folder / seed).write_text("\n".join([*lines, *copies]) + "\n")
+    warehouse.insert_delivery("new", 1, datetime(2026, 9, 5), usage("n", "2026-09-04", 200_000, "cus_new"))
+    build(warehouse, AFTER_OCTOBER, *CLOSING)
+    october = close(warehouse, "2026-10")
+    assert october.left_behind == ("2026-09",)
+    assert "closed before a customer of theirs was known: 2026-09" in october.describe()
+    again = close(warehouse, "2026-09")
+    assert again.customers == 1
+    assert warehouse.query(
+        "select distinct customer_id from ledger.billing_ledger where run_id = ?", [again.run_id]
+    ) == [("cus_new",)]
+    assert close(warehouse, "2026-10").left_behind == ()
+
+    # What was billed to one customer is not corrected on the invoice of another.
+    change_seed(
+        project_copy,
+        "accounts/subscriptions.csv",
+        lambda row: row.update(customer_id="cus_001") if row["subscription_id"] == "sub_new" else None,
+    )
+    selection = ("subscriptions", "stg_subscriptions", "assert_subscriptions_keep_their_customer")
+    with pytest.raises(project.BuildError):
+        project.run_dbt(warehouse.settings, "build", "--select", *selection, quiet=True)
 
 
 def test_a_build_of_the_past_takes_nothing_back(two_months: Warehouse) -> None:

@@ -73,7 +73,7 @@ def test_schedules(defs: dg.Definitions) -> None:
     schedules = {schedule.name: schedule for schedule in repository.schedule_defs}
     assert schedules["hourly_build_schedule"].cron_schedule == "5 * * * *"
     monthly = schedules["monthly_billing_schedule"]
-    assert monthly.cron_schedule == "0 13 2 * *"
+    assert monthly.cron_schedule == "30 13 2 * *"
     from datetime import UTC, datetime
 
     context = dg.build_schedule_context(scheduled_execution_time=datetime(2026, 11, 2, 13, tzinfo=UTC))
@@ -98,6 +98,10 @@ def test_monthly_billing_sends_its_month_once_and_a_breach_sends_nothing(defs: d
     result = job.execute_in_process(partition_key="2026-09-01", raise_on_error=False)
     assert result.success
     assert RAW in {event.asset_key for event in result.get_asset_materialization_events()}
+    (left_behind,) = [
+        check for check in result.get_asset_check_evaluations() if check.check_name == "nobody_is_left_behind"
+    ]
+    assert left_behind.passed
     with duckdb.connect(str(folder / "metering.duckdb")) as connection:
         ((lines, periods),) = connection.execute(
             "select count(*), max(billing_period) from marts.stripe_invoice_items "

@@ -14,15 +14,27 @@ from orchestration.lib.sync import guarded_sync
 BILLING_PERIODS = dg.MonthlyPartitionsDefinition(start_date="2023-11-01", fmt="%Y-%m-%d")
 
 
+CLOSED_PERIOD = dg.AssetKey(["billing", "closed_period"])
+NOBODY_IS_LEFT_BEHIND = "nobody_is_left_behind"
+
+
 @dg.asset(
-    key=["billing", "closed_period"],
+    key=CLOSED_PERIOD,
     deps=[get_asset_key_for_model([dbt_models], "fct_pending_adjustments"), MEASUREMENTS],
     partitions_def=BILLING_PERIODS,
     group_name="billing",
     pool=WAREHOUSE_POOL,
+    check_specs=[
+        dg.AssetCheckSpec(
+            NOBODY_IS_LEFT_BEHIND,
+            asset=CLOSED_PERIOD,
+            description="Lines of a month that was closed before their customer was known: metering close --all-due.",
+        )
+    ],
 )
-def closed_period(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+def closed_period(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Close one billing period for all customers; a second run appends nothing."""
+    # The bare class, since Dagster takes no other for an asset with checks.
     [report] = close_periods(read_settings(), [context.partition_key[:7]], progress=context.log.info)
     return dg.MaterializeResult(
         metadata={
@@ -32,7 +44,15 @@ def closed_period(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Non
             "adjustments": report.adjustments,
             "adjustments_waiting": report.waiting,
             "total_minor_units": dg.MetadataValue.json(report.totals_minor),
-        }
+        },
+        check_results=[
+            dg.AssetCheckResult(
+                check_name=NOBODY_IS_LEFT_BEHIND,
+                passed=not report.left_behind,
+                severity=dg.AssetCheckSeverity.WARN,
+                metadata={"periods": ", ".join(report.left_behind) or "none"},
+            )
+        ],
     )
 
 
