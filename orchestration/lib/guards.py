@@ -7,7 +7,7 @@ Data Docs. A breach that guard_exceptions.csv accepts does not block.
 from __future__ import annotations
 
 import os
-import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +109,7 @@ def run_guards(warehouse: Warehouse, data_docs: Path) -> GuardReport:
         data_docs: folder for the Data Docs; what was there before is replaced.
 
     Raises:
-        MeteringError: the warehouse has not been built.
+        MeteringError: the warehouse has not been built, or the folder cannot be replaced.
     """
     require_marts(warehouse, "fct_guard_measurements")
     measurements = (
@@ -141,14 +141,34 @@ def run_guards(warehouse: Warehouse, data_docs: Path) -> GuardReport:
         order by 1
         """
     ).fetchall()
-    verdicts, index = _judge(guards, measurements, data_docs)
+    # In a folder of its own until it is whole: commands may run side by side.
+    data_docs.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{data_docs.name}-", dir=data_docs.parent) as folder:
+        new = Path(folder) / "new"
+        verdicts = _judge(guards, measurements, new)
+        _replace(data_docs, new)
     return GuardReport(
         tuple(
             _outcome(code, unit, threshold, is_required, measurements, verdicts[code])
             for code, unit, threshold, is_required in guards
         ),
-        index,
+        data_docs / "gx" / "uncommitted" / "data_docs" / "local_site" / "index.html",
     )
+
+
+def _replace(data_docs: Path, new: Path) -> None:
+    """Put the new Data Docs in place of the old, which are left beside the new."""
+    try:
+        if data_docs.exists():
+            data_docs.rename(new.with_name("old"))
+        try:
+            new.rename(data_docs)
+        except OSError:
+            # Another command that judged the same guards was quicker: its pages are as good.
+            if not data_docs.exists():
+                raise
+    except OSError as error:
+        raise MeteringError(f"{data_docs}: the Data Docs cannot be replaced: {error}. Remove the folder.") from error
 
 
 def _outcome(
@@ -180,8 +200,8 @@ def _outcome(
 
 def _judge(
     guards: list[tuple[str, str, float | None, bool]], measurements: pd.DataFrame, data_docs: Path
-) -> tuple[dict[str, bool], Path]:
-    """Run one expectation suite for each guard; the verdict of each, and the index page of the Data Docs."""
+) -> dict[str, bool]:
+    """Run one expectation suite for each guard and write Data Docs into a new folder; the verdict of each."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     os.environ["TQDM_DISABLE"] = "1"
     import great_expectations as gx
@@ -189,8 +209,7 @@ def _judge(
         ExpectTableRowCountToBeBetween,
     )
 
-    shutil.rmtree(data_docs, ignore_errors=True)
-    data_docs.mkdir(parents=True)
+    data_docs.mkdir()
     context = gx.get_context(mode="file", project_root_dir=str(data_docs))
     context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
     asset = context.data_sources.add_pandas("marts").add_dataframe_asset("fct_guard_measurements")
@@ -212,7 +231,7 @@ def _judge(
         verdicts[guard_code] = bool(validation.run(batch_parameters={"dataframe": frame}).success)
     # Once for all guards: an action of each would copy the static files and write the index each time.
     context.build_data_docs()
-    return verdicts, data_docs / "gx" / "uncommitted" / "data_docs" / "local_site" / "index.html"
+    return verdicts
 
 
 def _expectations(gx: Any, threshold: float | None) -> list[Any]:

@@ -16,6 +16,7 @@ import json
 import re
 import tempfile
 import time
+import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,11 +41,17 @@ TOTALS_FIELDS = (
 SHADOW_FIELDS = (
     "system", "customer_id", "billing_period", "charge_code", "currency_code", "quantity", "event_count", "amount",
 )  # fmt: skip
+# A damaged gzip file raises any of these.
+_READ_ERRORS = (OSError, EOFError, zlib.error)
 _MAX_LINE_BYTES = 16 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
 _BLANK_START = re.compile(rb"\n[\n \t]")
 # Never valid inside a line of JSON, so the CSV reader takes each line whole.
 _NO_DELIMITER = "\x01"
+
+
+class FileChangedError(MeteringError):
+    """A file was written to while it was read. Nothing of it was landed."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,9 @@ def expand_patterns(patterns: Sequence[str]) -> list[Path]:
     """
     files: dict[Path, None] = {}
     for pattern in patterns:
-        matches = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+        # A name may have brackets without being a pattern.
+        found = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+        matches = sorted(path for path in found if Path(path).is_file())
         if not matches:
             raise MeteringError(f"{pattern}: no such file. Give a file or a quoted glob such as 'events/*.jsonl.gz'.")
         files.update(dict.fromkeys(Path(match) for match in matches))
@@ -117,9 +126,20 @@ def land_files(warehouse: Warehouse, paths: Iterable[Path], *, progress: Progres
         progress: called with a line of text for each file.
 
     Raises:
-        MeteringError: the format of a file is not known or the file as a whole cannot be read. All others have landed.
+        MeteringError: the format of a file is not known, the file as a whole cannot be read, or it was written to
+            meanwhile. All others have landed.
     """
-    batches, failures = [], []
+    batches, failures = _land_each(warehouse, paths, progress)
+    if failures:
+        raise MeteringError("\n".join(str(failure) for failure in failures))
+    return batches
+
+
+def _land_each(
+    warehouse: Warehouse, paths: Iterable[Path], progress: Progress
+) -> tuple[list[LandedBatch], list[MeteringError]]:
+    batches: list[LandedBatch] = []
+    failures: list[MeteringError] = []
     files = list(paths)
     with ThreadPoolExecutor(1) as inspector:
         # The next file is looked at while DuckDB reads this one.
@@ -129,25 +149,31 @@ def land_files(warehouse: Warehouse, paths: Iterable[Path], *, progress: Progres
             try:
                 batches.append(_land_file(warehouse, path, inspections[number], progress))
             except MeteringError as error:
-                failures.append(str(error))
-    if failures:
-        raise MeteringError("\n".join(failures))
-    return batches
+                failures.append(error)
+    return batches, failures
 
 
 def land_new_files(warehouse: Warehouse, folder: Path, *, progress: Progress) -> list[LandedBatch]:
     """Land the event files of a folder that have not landed yet, by path, size and time of modification.
 
-    A file that was changed is landed again whole: what was there before is a copy, and copies count once.
+    A file that was changed is landed again whole: what was there before is a copy, and copies count once. One that is
+    being written waits for the next time, and one whose name begins with a dot until it is renamed.
 
     Raises:
-        MeteringError: as land_files.
+        MeteringError: as land_files, but for files that are being written.
     """
     landed = set(warehouse.execute("select source, file_bytes, file_modified_ns from raw.load_batches").rows)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return land_files(
-        warehouse, [path for path in files if (str(path), *_version(path)) not in landed], progress=progress
+    batches, failures = _land_each(
+        warehouse, [path for path in files if (str(path), *_version(path)) not in landed], progress
     )
+    for failure in failures:
+        if isinstance(failure, FileChangedError):
+            progress(str(failure))
+    errors = [str(failure) for failure in failures if not isinstance(failure, FileChangedError)]
+    if errors:
+        raise MeteringError("\n".join(errors))
+    return batches
 
 
 def land_new_independent_totals(warehouse: Warehouse, folder: Path, *, progress: Progress) -> int:
@@ -188,6 +214,10 @@ def _land_file(warehouse: Warehouse, path: Path, inspection: Future[_FileFacts],
                 counted = _insert_csv(connection, path, batch_id, received_at)
             else:
                 counted = _insert_parquet(connection, path, batch_id, received_at)
+            if not path.exists() or _version(path) != facts.version:
+                raise FileChangedError(
+                    f"{path}: was written to while it was read, nothing of it was landed. Land it when it is whole."
+                )
             connection.execute(
                 "insert into raw.load_batches values (?, ?, ?, ?, ?, ?, ?)",
                 [batch_id, str(path), facts.sha256, *facts.version, counted, received_at],
@@ -252,7 +282,7 @@ def _inspect(path: Path) -> _FileFacts:
             return _FileFacts(kind, version, digest.hexdigest(), records)
         records, is_regular, newline = _inspect_lines(path)
         return _FileFacts(kind, version, digest.hexdigest(), records, is_regular, newline)
-    except (OSError, EOFError) as error:
+    except _READ_ERRORS as error:
         raise MeteringError(f"{path}: cannot be read, nothing of it was landed: {error}") from error
 
 
@@ -506,6 +536,8 @@ def _insert_array(connection: duckdb.DuckDBPyConnection, path: Path, batch_id: s
     with _open_binary(path) as stream:
         try:
             content = json.load(stream, parse_float=str)
+        except _READ_ERRORS as error:
+            raise MeteringError(f"{path}: cannot be read, nothing of it was landed: {error}") from error
         except (ValueError, RecursionError) as error:
             raise MeteringError(
                 f"{path}: is not valid JSON, nothing of it was landed: {error}. "

@@ -66,7 +66,7 @@ class SyncLock:
                 row = {
                     "holder_id": self.holder_id,
                     "process_id": self.process_id,
-                    "holder": f"{getpass.getuser()} on {socket.gethostname()}, process {os.getpid()}",
+                    "holder": f"{_user()} on {socket.gethostname()}, process {os.getpid()}",
                     "taken_at": now,
                     "renewed_at": now,
                 }
@@ -168,6 +168,14 @@ def hold_sync_lock(
         # Where the warehouse cannot be reached any more, it is left over.
         with contextlib.suppress(WarehouseError):
             lock.release()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # In a container whose user id has no name.
+        return f"user {os.getuid()}"
 
 
 def _now() -> datetime:

@@ -106,8 +106,10 @@ class Run:
         return True
 
     def finalize(self, groups: tuple[InvoiceGroup, ...]) -> None:
-        """Finalise, where the settings say so, the invoices of which all lines are in Stripe."""
+        """Finalise, where the settings say so, the invoices of which all lines are in Stripe, with our amounts."""
         for group in groups if self._settings.finalizes else ():
+            if {line.line_id for line in group.lines} & {change.line_id for change in self._report.changes}:
+                continue
             invoice_id = self._confirmed_id("invoice", group.key)
             if invoice_id is None or self._confirmed_id("finalization", group.key) is not None:
                 continue

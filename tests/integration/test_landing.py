@@ -12,6 +12,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from orchestration.lib import landing
 from orchestration.lib.landing import (
     expand_patterns,
     land_files,
@@ -289,7 +290,8 @@ def test_file_names_are_no_patterns(connection: Warehouse, tmp_path: Path) -> No
         (folder / "a.csv", "partition"),
     ):
         path.write_text(f"idempotency_key,customer_id\n{key},cus_000\n")
-    land(connection, tmp_path / "a[1].csv", folder / "a.csv")
+    (named,) = expand_patterns([str(tmp_path / "a[1].csv")])
+    land(connection, named, folder / "a.csv")
     assert landed(connection, "idempotency_key, customer_id") == [("right", "cus_000"), ("partition", "cus_000")]
 
 
@@ -330,6 +332,35 @@ def test_new_files_land_once_and_grown_ones_again(connection: Warehouse, tmp_pat
     assert land_new() == 2
 
 
+def test_a_file_that_is_being_written_waits(
+    connection: Warehouse, tmp_path: Path, make_event: MakeEvent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "landing"
+    folder.mkdir()
+    for name, key in (("a.jsonl", "k1"), ("b.jsonl", "k2"), (".c.jsonl", "k3")):
+        (folder / name).write_text(json.dumps(make_event(key)) + "\n")
+    read_lines = landing._insert_lines
+
+    def grow(raw: Any, path: Path, *arguments: Any) -> int:
+        counted = read_lines(raw, path, *arguments)
+        if path.name == "a.jsonl":
+            with path.open("a") as stream:
+                stream.write(json.dumps(make_event("k4")) + "\n")
+        return counted
+
+    messages: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(landing, "_insert_lines", grow)
+        with pytest.raises(MeteringError, match=r"a\.jsonl: was written to while it was read"):
+            land(connection, folder / "a.jsonl")
+        land_new_files(connection, folder, progress=messages.append)
+    assert landed(connection, "idempotency_key") == [("k2",)]
+    assert any("a.jsonl: was written to while it was read, nothing of it was landed" in text for text in messages)
+    land_new_files(connection, folder, progress=messages.append)
+    assert sorted(landed(connection, "idempotency_key")) == [("k1",), ("k2",), ("k4",), ("k4",)]
+    assert connection.execute("select sum(deliveries) from raw.load_batches").fetchall() == [(4,)]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -349,6 +380,27 @@ def test_unreadable_files_land_nothing_and_say_why(
     assert name in str(raised.value)
     assert landed(connection) == []
     assert connection.execute("select count(*) from raw.load_batches").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "text"])
+def test_a_damaged_gzip_file_does_not_stop_the_others(
+    connection: Warehouse, tmp_path: Path, make_event: MakeEvent, name: str, damage: str
+) -> None:
+    lines = [json.dumps(make_event(f"k{number}", p_note=f"{number * 7919}")) for number in range(2000)]
+    text = {"jsonl": "\n".join(lines), "json": f"[{','.join(lines)}]", "csv": "idempotency_key\n" + "\n".join(lines)}
+    content = bytearray(gzip.compress(text[name.split(".")[1]].encode()))
+    if damage == "flipped":
+        content[len(content) // 2 : len(content) // 2 + 64] = b"\xff" * 64
+    elif damage == "cut":
+        del content[len(content) // 2 :]
+    else:
+        content = bytearray(b"idempotency_key\nk1\n")
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "z.jsonl").write_text(json.dumps(make_event("good")) + "\n")
+    with pytest.raises(MeteringError, match=rf"{name}: cannot be read.*nothing of it was landed"):
+        land(connection, tmp_path / name, tmp_path / "z.jsonl")
+    assert landed(connection, "idempotency_key") == [("good",)]
 
 
 def test_patterns_name_what_they_do_not_find(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import requests
 import stripe
 
 from orchestration.lib.stripe_readback import list_lines
+from orchestration.lib.stripe_settings import InvoiceSettings
 from orchestration.lib.stripe_sync import sync_invoice_items
 from orchestration.lib.stripe_sync_report import SyncReport
 from orchestration.lib.stripe_target import StripeTarget, stripe_client
@@ -131,8 +132,15 @@ def target_of(server: LocalStripeServer, fault: HttpFault | None = None, retries
     return StripeTarget(client, account_id, "local", "local Stripe server")
 
 
-def sync(warehouse: Warehouse, target: StripeTarget, billing_period: str | None = None) -> SyncReport:
-    return sync_invoice_items(warehouse.opened, target, billing_period=billing_period, progress=lambda message: None)
+def sync(
+    warehouse: Warehouse,
+    target: StripeTarget,
+    billing_period: str | None = None,
+    settings: InvoiceSettings | None = None,
+) -> SyncReport:
+    return sync_invoice_items(
+        warehouse.opened, target, billing_period=billing_period, settings=settings, progress=lambda message: None
+    )
 
 
 def count_objects(target: StripeTarget) -> tuple[int, int, int]:

@@ -13,6 +13,7 @@ import requests
 import stripe
 
 from orchestration.lib.stripe_parameters import batch_key
+from orchestration.lib.stripe_settings import InvoiceSettings
 from orchestration.lib.stripe_sync_report import SyncReport
 from orchestration.lib.stripe_tables import read_outbox
 from orchestration.lib.stripe_target import StripeTarget
@@ -301,6 +302,8 @@ def test_an_amount_that_stripe_changes_is_reported(
             body = body.replace(b'"amount": 100', b'"amount": 99')
         return body, status, headers
 
-    report = sync(warehouse, target_of(server, change))
+    report = sync(warehouse, target_of(server, change), settings=InvoiceSettings(finalizes=True))
     assert (report.created, report.changed_after_sync) == (1, 1)
     assert "99 USD in Stripe, now 100 USD" in report.problems[0]
+    # The message says to correct the draft, so it stays one.
+    assert report.finalized == 0
