@@ -1,8 +1,8 @@
-{# On whole digits, which are exact. Millions first: an engine may have no more than 32 digits for a quotient. Whole numbers are
-   taken out before part multiplies, so that nothing outgrows the amount. #}
+{# On whole digits, which are exact, and millions first. Whole numbers are taken out before part multiplies, so that nothing outgrows
+   the amount. #}
 {% macro prorate_amount(amount, part, whole) -%}
     {%- set digits = whole_digits('abs(' ~ amount ~ ')', amount_type()) -%}
-    {%- set millions = divide_whole(digits, '1000000') -%}
+    {%- set millions = whole_millions(digits) -%}
     {%- set remainder -%} (mod({{ millions }}, ({{ whole }})) * 1000000 + mod({{ digits }}, 1000000)) {%- endset -%}
     {%- set shares -%}
         {{ divide_whole(millions, whole) }} * 1000000 * ({{ part }})

@@ -892,7 +892,7 @@ def burnt(
         slices: of the customer's lines.
         is_payable: whether a grant may pay a line, by currency and charge.
     """
-    slices = sorted(slices, key=lambda payable: (payable.start, payable.line_id))
+    slices = sorted(slices, key=lambda payable: (payable.start, payable.line.due_at, payable.line_id))
     starts = [payable.start for payable in slices]
     paid: dict[CreditKey, Fraction] = defaultdict(Fraction)
     for instance in sorted(instances, key=lambda instance: instance.order):
@@ -936,12 +936,17 @@ def period_bound(period: ServicePeriod, segments: Sequence[Segment], column: str
     bounds = [number(segment.version.row.get(column)) for segment in segments]
     if all(bound is None for bound in bounds) or (column == "maximum_amount" and None in bounds):
         return None
+    in_force = [
+        (segment, bound)
+        for segment, bound in zip(segments, bounds, strict=True)
+        if segment.version.is_prorated or segment.span.start == period.start
+    ]
+    if column == "maximum_amount" and not in_force:
+        return None
     total = ZERO
-    for segment, bound in zip(segments, bounds, strict=True):
-        if segment.version.is_prorated:
-            total += (bound or ZERO) * period.days(segment.span) / period.full_days
-        elif segment.span.start == period.start:
-            total += bound or ZERO
+    for segment, bound in in_force:
+        share = period.days(segment.span) / period.full_days if segment.version.is_prorated else 1
+        total += (bound or ZERO) * share
     return rounded(total, decimals)
 
 

@@ -737,6 +737,14 @@ POLICY_CASES = {
         {"billing_route": "meter_event"},
         subscriptions=[{"customer_id": "tested"}],
     ),
+    "meter of a gauge": bad(
+        "stripe_meters",
+        "charges in stripe_meters.csv price what grows over the service period",
+        {"charge_code": "NAME"},
+        billable_metrics=[{"aggregation": "latest"}],
+        charges=[{"metric_code": "NAME"}],
+        charge_tiers=[{}],
+    ),
     "meter of an unknown charge": bad("stripe_meters", "charge_code stands in charges.csv", {}),
     "meter without units": bad("stripe_meters", "units_per_quantity is positive", {"units_per_quantity": "0"}),
     "exception without reason": bad(

@@ -1,5 +1,6 @@
 {# What the price book says about a service period, as one hash: a line that differs from the ledger although the hash is the
-   same differs by its usage; where the hash differs, somebody changed a price, and has to approve what that does to closed lines. #}
+   same differs by its usage; where the hash differs, somebody changed a price or what makes an event valid, and has to approve what
+   that does to closed lines. #}
 with
 
 service_periods as (
@@ -80,6 +81,48 @@ definitions as (
 
 ),
 
+event_contracts as (
+
+    select * from {{ ref('stg_event_contracts') }}
+
+),
+
+event_policy as (
+
+    select * from {{ ref('stg_event_policy') }}
+
+),
+
+event_types as (
+
+    select * from {{ ref('event_types') }}
+
+),
+
+{# All versions of an event type: a change of one of them lets events of the past in or out. #}
+rules_of_event_types as (
+
+    select
+        event_contracts.event_type,
+        {{ dbt.listagg(
+            surrogate_key([
+                'event_contracts.schema_version', 'event_contracts.contract_hash',
+                'coalesce(event_types.late_events, event_policy.late_event_policy)', 'event_policy.grace_period_hours',
+                'event_policy.future_tolerance_minutes'
+            ]),
+            "','",
+            'order by event_contracts.schema_version'
+        ) }} as event_rules
+    from event_contracts
+    inner join event_types
+        on
+            event_contracts.event_type = event_types.event_type
+            and event_contracts.schema_version = event_types.schema_version
+    cross join event_policy
+    group by event_contracts.event_type
+
+),
+
 tiers_by_version as (
 
     select
@@ -146,7 +189,7 @@ terms as (
             'percentage_terms.free_amount', 'percentage_terms.event_fixed_amount', 'percentage_terms.event_minimum_amount',
             'percentage_terms.event_maximum_amount', 'definitions.definition_hash', 'definitions.unit_size',
             'definitions.quantity_rounding', 'definitions.quantity_rounding_step', 'definitions.metering_period',
-            'definitions.period_aggregation', 'definitions.percentile'
+            'definitions.period_aggregation', 'definitions.percentile', 'rules_of_event_types.event_rules'
         ]) }} as term
     from price_segments
     inner join charges
@@ -163,6 +206,8 @@ terms as (
             and price_segments.price_version = percentage_terms.price_version
     left join definitions
         on price_segments.metric_code = definitions.metric_code
+    left join rules_of_event_types
+        on definitions.event_type = rules_of_event_types.event_type
 
     union all
 

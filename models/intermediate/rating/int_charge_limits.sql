@@ -47,10 +47,12 @@ limits as (
         currencies.minor_units,
         max(service_periods.full_days) as full_days,
         cast(sum(coalesce(charges.minimum_amount, 0) * {{ share }}) as {{ amount_type() }}) as minimum_day_amount,
-        {# A version without a maximum has none for the service period. #}
+        {# A version without a maximum has none for the service period. So has a charge that has come into the period later and is
+           not prorated, which counts by what was in force at the start. #}
         cast(
             case
-                when count(charges.maximum_amount) = count(*) then sum(charges.maximum_amount * {{ share }})
+                when count(charges.maximum_amount) = count(*) and sum({{ share }}) > 0
+                    then sum(charges.maximum_amount * {{ share }})
             end as {{ amount_type() }}
         ) as maximum_day_amount
     from price_segments

@@ -51,6 +51,7 @@ payable as (
     select
         amounts.creditable_amount_id,
         amounts.counts_at,
+        amounts.due_at,
         amounts.line_id,
         amounts.amount_minor,
         credit_grants.credit_grant_id,
@@ -195,6 +196,7 @@ payable_in_order as (
     select
         payable.creditable_amount_id,
         payable.counts_at,
+        payable.due_at,
         payable.line_id,
         payable.amount_minor,
         payable.credit_grant_id,
@@ -213,7 +215,7 @@ payable_without_rivals as (
         *,
         sum(amount_minor) over (
             partition by credit_grant_id
-            order by counts_at, line_id
+            order by counts_at, due_at, line_id
             rows between unbounded preceding and current row
         ) as running_minor
     from payable_in_order
@@ -244,6 +246,7 @@ left_after_step_0 as (
     select distinct
         creditable_amount_id,
         counts_at,
+        due_at,
         line_id,
         amount_minor as left_minor
     from payable_with_rivals
@@ -263,7 +266,7 @@ burnt_in_step_{{ step }} as (
                     payable.granted_minor - coalesce(
                         sum(amounts_left.left_minor) over (
                             partition by coalesce(payable.credit_grant_id, amounts_left.creditable_amount_id)
-                            order by amounts_left.counts_at, amounts_left.line_id
+                            order by amounts_left.counts_at, amounts_left.due_at, amounts_left.line_id
                             rows between unbounded preceding and 1 preceding
                         ),
                         0
@@ -285,6 +288,7 @@ left_after_step_{{ step }} as (
     select
         creditable_amount_id,
         counts_at,
+        due_at,
         line_id,
         {%- for earlier in range(1, step + 1) %}
         burnt_{{ earlier }},

@@ -62,6 +62,7 @@ slices as (
     select
         billable_quantities.line_id,
         billable_quantities.slice_start_at,
+        billable_quantities.due_at,
         sum(coalesce(rated_tiers.amount, 0)) as amount
     from billable_quantities
     inner join limited_charges
@@ -70,7 +71,8 @@ slices as (
         on billable_quantities.slice_id = rated_tiers.slice_id
     group by
         billable_quantities.line_id,
-        billable_quantities.slice_start_at
+        billable_quantities.slice_start_at,
+        billable_quantities.due_at
 
 ),
 
@@ -93,6 +95,7 @@ rising_amounts as (
     select
         line_id,
         slice_start_at,
+        due_at,
         cast(
             round(
                 greatest(
@@ -115,6 +118,7 @@ rising_nanos as (
     select
         line_id,
         slice_start_at,
+        due_at,
         cast(running_amount * 1000000000 as decimal(38, 0)) as running_nanos
     from rising_amounts
 
@@ -125,6 +129,7 @@ slice_weights as (
     select
         line_id,
         slice_start_at,
+        due_at,
         running_nanos,
         lag(running_nanos, 1, 0) over (partition by line_id order by slice_start_at) as nanos_before,
         max(running_nanos) over (partition by line_id) as line_nanos
@@ -140,6 +145,7 @@ slice_amounts as (
         limited_charges.currency_code,
         limited_charges.charge_code,
         slice_weights.slice_start_at as counts_at,
+        slice_weights.due_at,
         case
             when slice_weights.line_nanos = 0 then 0
             else
@@ -188,6 +194,7 @@ creditable_amounts as (
         plans.currency_code,
         true_ups.charge_code,
         {{ instant_before('service_periods.service_period_end_at') }} as counts_at,
+        service_periods.service_period_end_at as due_at,
         true_ups.amount_minor
     from true_ups
     inner join service_periods
@@ -206,6 +213,7 @@ creditable_amounts_above_zero as (
         currency_code,
         charge_code,
         counts_at,
+        due_at,
         cast(amount_minor as bigint) as amount_minor
     from creditable_amounts
     where amount_minor > 0
