@@ -1,11 +1,11 @@
 {{ config(
     meta={
-        'rule': 'a subscription with lines in the ledger keeps its customer: end it, and give the other customer a subscription_id of its own',
+        'rule': 'a billed subscription keeps its customer: end it, and give the other customer a subscription_id of its own',
         'dagster': {'ref': {'name': 'fct_invoice_lines'}}
     }
 ) }}
--- A returned row is a subscription that was billed to one customer and is another's now. What was billed would be corrected on the
--- wrong invoice.
+-- A returned row is a subscription that was billed to one customer and is another's now. What was billed would be corrected on
+-- the wrong invoice.
 
 select distinct
     entries.subscription_id,

@@ -4,8 +4,8 @@
         'dagster': {'ref': {'name': 'stripe_meters'}}
     }
 ) }}
--- A returned row is a charge on a meter, which adds up, with a metric whose quantity is one for the service period as a whole: a line
--- for each price of the period has it whole. int_metric_definitions says the same of is_cumulative.
+-- A returned row is a charge on a meter, which adds up, with a metric whose quantity is one for the service period as a whole: a
+-- line for each price of the period has it whole. int_metric_definitions says the same of is_cumulative.
 
 select distinct
     'seeds/policy/stripe_meters.csv' as seed_file,
