@@ -945,7 +945,7 @@ def period_bound(period: ServicePeriod, segments: Sequence[Segment], column: str
         return None
     total = ZERO
     for segment, bound in in_force:
-        share = period.days(segment.span) / period.full_days if segment.version.is_prorated else 1
+        share = Fraction(period.days(segment.span), period.full_days) if segment.version.is_prorated else 1
         total += (bound or ZERO) * share
     return rounded(total, decimals)
 
