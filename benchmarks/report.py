@@ -33,7 +33,7 @@ Row = Sequence[str]
 def write_report(paths: Iterable[Path], page: Path = RESULTS_PAGE) -> None:
     """Render the results of runs into a page; of figures that several runs have, those of the newest are taken.
 
-    A ratio never crosses runs: a part at a size is taken from one run as a whole.
+    A ratio never crosses runs: a part at a size is taken from one run as a whole, and increments at all sizes.
     """
     page.write_text(render([read_results(path) for path in paths]))
 
@@ -55,7 +55,7 @@ def render(runs: Sequence[Results]) -> str:
         _checks(newest_first),
         _data_tests(_newest(newest_first, "data_tests")),
         _histories(_newest(newest_first, "history")),
-        _incremental(_newest(newest_first, "incremental")),
+        _incremental(_newest_run(newest_first, "incremental")),
         _machines(newest_first),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -65,12 +65,21 @@ def _newest(newest_first: Sequence[Results], part: str) -> dict[int, list[Record
     """Records of a part by size, each size from the newest run that has it."""
     found: dict[int, list[Record]] = {}
     for run in newest_first:
-        sizes: dict[int, list[Record]] = {}
-        for record in run.records:
-            if record.part == part:
-                sizes.setdefault(record.events, []).append(record)
-        found = {**sizes, **found}
+        found = {**_by_size(run, part), **found}
     return dict(sorted(found.items()))
+
+
+def _newest_run(newest_first: Sequence[Results], part: str) -> dict[int, list[Record]]:
+    """Records of a part by size, all from the newest run that has any: for figures that compare sizes."""
+    return next((sizes for run in newest_first if (sizes := _by_size(run, part))), {})
+
+
+def _by_size(run: Results, part: str) -> dict[int, list[Record]]:
+    sizes: dict[int, list[Record]] = {}
+    for record in run.records:
+        if record.part == part:
+            sizes.setdefault(record.events, []).append(record)
+    return dict(sorted(sizes.items()))
 
 
 def _by_engine(records: Iterable[Record]) -> dict[str, list[Record]]:

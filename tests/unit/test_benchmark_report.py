@@ -35,8 +35,13 @@ def test_increments_are_compared_without_the_anti_join() -> None:
     def increment(events: int, seconds: float, anti_join: float) -> Record:
         return record("ours", seconds, part="incremental", events=events, land=1.0, **{"anti-join": anti_join})
 
-    page = render([results("2026-01-01 00:00", increment(1_000, 10.5, 0.5), increment(50_000, 15.0, 3.0))])
-    assert "| 50,000 | 1.0 | 14.0 | 15.0 | 3.00 | 12.0 | 1.20 × | 1 |" in page
+    both = results("2026-01-01 00:00", increment(1_000, 10.5, 0.5), increment(50_000, 15.0, 3.0))
+    assert "| 50,000 | 1.0 | 14.0 | 15.0 | 3.00 | 12.0 | 1.20 × | 1 |" in render([both])
+    # A run of one history has nothing to compare it with, and takes nothing from another run.
+    one = results("2026-01-02 00:00", increment(1_000, 20.5, 0.5))
+    page = render([both, one])
+    assert "| 1,000 | 1.0 | 19.5 | 20.5 | 0.50 | 20.0 | 1.00 × | 1 |" in page
+    assert "| 50,000 |" not in page
 
 
 def test_failed_checks_and_missing_engines_are_shown() -> None:
