@@ -6,6 +6,7 @@ Data Docs. A breach that guard_exceptions.csv accepts does not block.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -159,13 +160,14 @@ def run_guards(warehouse: Warehouse, data_docs: Path) -> GuardReport:
 def _replace(data_docs: Path, new: Path) -> None:
     """Put the new Data Docs in place of the old, which are left beside the new."""
     try:
-        if data_docs.exists():
+        # Absent the first time, or while another command does the same.
+        with contextlib.suppress(FileNotFoundError):
             data_docs.rename(new.with_name("old"))
         try:
             new.rename(data_docs)
         except OSError:
             # Another command that judged the same guards was quicker: its pages are as good.
-            if not data_docs.exists():
+            if not data_docs.is_dir():
                 raise
     except OSError as error:
         raise MeteringError(f"{data_docs}: the Data Docs cannot be replaced: {error}. Remove the folder.") from error

@@ -107,8 +107,9 @@ class Run:
 
     def finalize(self, groups: tuple[InvoiceGroup, ...]) -> None:
         """Finalise, where the settings say so, the invoices of which all lines are in Stripe, with our amounts."""
+        changed = {change.line_id for change in self._report.changes}
         for group in groups if self._settings.finalizes else ():
-            if {line.line_id for line in group.lines} & {change.line_id for change in self._report.changes}:
+            if any(line.line_id in changed for line in group.lines):
                 continue
             invoice_id = self._confirmed_id("invoice", group.key)
             if invoice_id is None or self._confirmed_id("finalization", group.key) is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestration import cli
+from orchestration.lib import guards
 from orchestration.lib.demo_events import DemoData, write_demo_data
 from orchestration.lib.guards import GuardBreach, run_guards
 from orchestration.lib.landing import land_independent_totals
@@ -218,6 +219,21 @@ def test_nothing_measured_is_a_breach_where_it_is_required(warehouse: Warehouse)
         "stripe_amount": True,
         "stripe_ratio": True,
     }
+
+
+def test_data_docs_are_replaced_whole(tmp_path: Path) -> None:
+    data_docs = tmp_path / "data_docs"
+    for content in ("first", "second"):
+        new = tmp_path / content / "new"
+        new.mkdir(parents=True)
+        (new / "index.html").write_text(content)
+        guards._replace(data_docs, new)
+        assert [path.name for path in data_docs.iterdir()] == ["index.html"]
+        assert (data_docs / "index.html").read_text() == content
+        assert not new.exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(MeteringError, match=r"file/data_docs: the Data Docs cannot be replaced: .*Remove the folder"):
+        guards._replace(tmp_path / "file" / "data_docs", data_docs)
 
 
 def test_a_failed_or_unfinished_build_blocks(warehouse: Warehouse, demo: DemoData) -> None:

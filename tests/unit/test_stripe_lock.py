@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -94,6 +95,18 @@ def test_two_that_ask_at_the_same_moment(first: Shared, second: Shared) -> None:
         first.execute("update ops.stripe_sync_lock set renewed_at = current_timestamp")
         with pytest.raises(SyncLockError, match="begins at this moment"), hold_sync_lock(second, ACCOUNT):
             pass
+
+
+def test_a_user_without_a_name_holds_it_by_number(first: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_name() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", no_name)
+    with hold_sync_lock(first, ACCOUNT):
+        ((holder,),) = first.execute(
+            "select holder from ops.stripe_sync_lock where stripe_account = ?", [ACCOUNT]
+        ).fetchall()
+    assert holder.startswith(f"user {os.getuid()} on ")
 
 
 def test_a_warehouse_without_the_lock_is_named(connection: duckdb.DuckDBPyConnection) -> None:

@@ -69,12 +69,7 @@ definitions as (
         coalesce(metrics.unit_size, 1) as unit_size,
         metrics.quantity_rounding,
         cast({{ power_of_ten('-coalesce(metrics.quantity_scale, 0)') }} as {{ quantity_type() }}) as quantity_rounding_step,
-        {# What such a quantity grows by has a time, and so a price; the others belong to the service period as a whole. #}
-        metrics.aggregation = 'weighted_sum'
-        or (
-            metrics.aggregation in ('count', 'sum', 'max', 'unique_count')
-            and coalesce(metrics.period_aggregation, 'sum') in ('sum', 'max', 'average')
-        ) as is_cumulative,
+        {{ grows_over_service_period('metrics.aggregation', 'metrics.period_aggregation') }} as is_cumulative,
         percentage_charges.metric_code is not null as keeps_each_event,
         dimensions_by_metric.dimension_1_property,
         dimensions_by_metric.dimension_2_property,

@@ -5,7 +5,7 @@
     }
 ) }}
 -- A returned row is a charge on a meter, which adds up, with a metric whose quantity is one for the service period as a whole: a
--- line for each price of the period has it whole. int_metric_definitions says the same of is_cumulative.
+-- line for each price of the period has it whole.
 
 select distinct
     'seeds/policy/stripe_meters.csv' as seed_file,
@@ -18,6 +18,4 @@ inner join {{ ref('charges') }} as charges
     on meters.charge_code = charges.charge_code
 inner join {{ ref('billable_metrics') }} as metrics
     on charges.metric_code = metrics.metric_code
-where
-    metrics.aggregation in ('min', 'latest', 'average', 'percentile')
-    or metrics.period_aggregation not in ('sum', 'max', 'average')
+where not {{ grows_over_service_period('metrics.aggregation', 'metrics.period_aggregation') }}
