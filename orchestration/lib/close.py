@@ -55,7 +55,7 @@ class CloseReport:
         waiting: adjustments of these customers that still wait for an approval.
         totals_minor: sum of the lines in minor units, by currency.
         earlier_open: earlier billing periods that still have lines of these customers to close.
-        left_behind: those of them that were closed before, when the customers of these lines were not known yet.
+        left_behind: those of them that were closed before, but not for the customers of these lines.
     """
 
     run_id: str | None
@@ -83,9 +83,9 @@ class CloseReport:
         if self.earlier_open:
             text += f"\nearlier periods are not closed: {', '.join(self.earlier_open)}"
         if self.left_behind:
-            text += (
-                f"\nclosed before a customer of theirs was known: {', '.join(self.left_behind)}; "
-                "close them again: metering close --all-due"
+            text += "".join(
+                f"\n{period} was closed, but not for all who have lines of it: metering close --period {period}"
+                for period in self.left_behind
             )
         return text
 

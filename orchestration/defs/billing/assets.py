@@ -28,7 +28,7 @@ NOBODY_IS_LEFT_BEHIND = "nobody_is_left_behind"
         dg.AssetCheckSpec(
             NOBODY_IS_LEFT_BEHIND,
             asset=CLOSED_PERIOD,
-            description="Lines of a month that was closed before their customer was known: metering close --all-due.",
+            description="Nobody came into a month after its close: metering close --period YYYY-MM bills them.",
         )
     ],
 )
