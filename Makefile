@@ -74,8 +74,8 @@ parse-snowflake: $(INSTALLED)
 test-dbt: $(INSTALLED) ## Parse for DuckDB and build an empty warehouse, with dbt's unit tests
 	@rm -f target/empty.duckdb* && mkdir -p target
 	set -o pipefail; METERING_DUCKDB_PATH=target/empty.duckdb \
-		$(BIN)/dbt --no-use-colors $(STRICT) build --exclude-resource-type test --no-partial-parse --target ci \
-		--target-path target/empty \
+		$(BIN)/dbt --no-use-colors --log-level-file none --no-write-json $(STRICT) build --exclude-resource-type test \
+		--no-partial-parse --target ci --target-path target/empty \
 		| grep -vE ' of [0-9]+ (START|OK|PASS) |^[0-9:]{8} *$$'
 
 test-python: $(INSTALLED) ## pytest: unit tests and integration tests on warehouses of their own

@@ -7,10 +7,10 @@ from itertools import count
 
 import pytest
 
-from tests.integration.conftest import _dbt_folders, project_copy
+from tests.integration.conftest import _dbt, project_copy
 from tests.snowflake.standin import Standin
 
-__all__ = ["_dbt_folders", "project_copy"]
+__all__ = ["_dbt", "project_copy"]
 
 _numbers = count(1)
 

@@ -110,6 +110,8 @@ class Pair:
                 # A folder of its own, or the parse for Snowflake throws away that for DuckDB, which other tests use too.
                 if settings is self.snowflake:
                     patch.setenv("DBT_TARGET_PATH", str(self._folder / "target"))
+                patch.setenv("DBT_WRITE_JSON", "false")
+                patch.setenv("DBT_LOG_LEVEL_FILE", "none")
                 run_dbt(settings, "build", *options, "--vars", f"{{as_of: '{as_of}'}}", quiet=True)
 
     def check_equality(self) -> None:
