@@ -54,11 +54,11 @@ lint: $(INSTALLED) ## ruff, mypy and sqlfluff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	METERING_TARGET=ci $(BIN)/sqlfluff lint --disable-progress-bar --processes 2 models tests/singular
+	METERING_TARGET=ci $(BIN)/python -m tests.console_script sqlfluff lint --disable-progress-bar --processes 2 models tests/singular
 
 lint-snowflake: $(INSTALLED) ## sqlfluff in Snowflake's dialect, on what dbt compiles for the stand-in
 	$(BIN)/python -m tests.snowflake.standin run \
-		$(BIN)/sqlfluff lint --disable-progress-bar --config tests/snowflake/sqlfluff.cfg models tests/singular
+		$(BIN)/python -m tests.console_script sqlfluff lint --disable-progress-bar --config tests/snowflake/sqlfluff.cfg models tests/singular
 
 parse: parse-duckdb parse-snowflake ## Parse for DuckDB and Snowflake, with deprecations as errors
 
@@ -74,8 +74,8 @@ parse-snowflake: $(INSTALLED)
 test-dbt: $(INSTALLED) ## Parse for DuckDB and build an empty warehouse, with dbt's unit tests
 	@rm -f target/empty.duckdb* && mkdir -p target
 	set -o pipefail; METERING_DUCKDB_PATH=target/empty.duckdb \
-		$(BIN)/dbt --no-use-colors --log-level-file none --no-write-json $(STRICT) build --exclude-resource-type test \
-		--no-partial-parse --target ci --target-path target/empty \
+		$(BIN)/python -m tests.console_script dbt --no-use-colors --log-level-file none --no-write-json $(STRICT) build \
+		--exclude-resource-type test --no-partial-parse --target ci --target-path target/empty \
 		| grep -vE ' of [0-9]+ (START|OK|PASS) |^[0-9:]{8} *$$'
 
 test-python: $(INSTALLED) ## pytest: unit tests and integration tests on warehouses of their own

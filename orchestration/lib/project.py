@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import os
 import re
@@ -163,20 +162,6 @@ def dbt_environment(settings: Settings) -> Iterator[None]:
                 os.environ[name] = value
 
 
-@contextlib.contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Python's collector, left to itself, takes a tenth of a build to look through all the objects that dbt keeps.
-
-    For one build at a time, as dbt itself is.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(100_000, 20, 50)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
 def run_dbt(settings: Settings, *arguments: str, quiet: bool = False) -> None:
     """Run a dbt command in this process.
 
@@ -197,7 +182,7 @@ def run_dbt(settings: Settings, *arguments: str, quiet: bool = False) -> None:
         "--profiles-dir", str(settings.project / "profiles"),
         "--project-dir", str(settings.project),
     ]  # fmt: skip
-    with dbt_environment(settings), _rare_collections():
+    with dbt_environment(settings):
         try:
             outcome = dbtRunner().invoke((["--quiet"] if quiet else []) + command)
         finally:

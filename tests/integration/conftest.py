@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import shutil
 import types
@@ -37,6 +38,8 @@ def _dbt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("DBT_LOG_PATH", str(tmp_path_factory.mktemp("dbt") / "logs"))
         patch.setattr(ManifestLoader, "build_manifest_state_check", _state_check)
         patch.setattr(EventManager, "fire_event", _fire_if_heard)
+        # As the command does.
+        gc.set_threshold(100_000, 20, 50)
         yield
 
 

@@ -499,7 +499,9 @@ def test_from_files_to_draft_invoices_as_on_duckdb(
 
     for filters in ((), ("--customer", "cus_004", "--period", "2026-10")):
         assert snowflake.succeed("invoices", *filters) == beside.succeed("invoices", *filters)
-    one_of_each = "select min(line_id) from marts.fct_rated_lines group by line_type, charge_code order by 1"
+    one_of_each = (
+        "select min(line_id) from marts.fct_rated_lines group by line_type, charge_model, metric_code order by 1"
+    )
     with beside.session() as warehouse:
         line_ids = [line_id for (line_id,) in warehouse.execute(one_of_each).rows]
         expected = [explain_line(warehouse, line_id) for line_id in line_ids]
