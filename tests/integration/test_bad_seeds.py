@@ -329,7 +329,7 @@ CATALOG_CASES = {
 }
 
 ACCOUNT_CASES = {
-    "subscription of nobody": bad("subscriptions", "customer_id stands in customers.csv", {}, customers=[]),
+    "subscription of nobody": bad("subscriptions", "customer_id stands in stg_customers", {}, customers=[]),
     "subscription to nothing": bad("subscriptions", "plan_code stands in plans.csv", {"plan_code": "nothing"}),
     "subscription that ends before it starts": bad(
         "subscriptions", "started_at lies before ended_at", {"ended_at": "2026-09-01 00:00:00"}
@@ -398,7 +398,7 @@ CHARGE_CASES = {
     ),
     "charge of no plan": bad("charges", "plan_code stands in plans.csv", {"plan_code": "nothing"}),
     "unknown metric": bad("charges", "metric_code stands in billable_metrics.csv", {"metric_code": "nothing"}),
-    "price of nobody": bad("charges", "customer_id stands in customers.csv", {"customer_id": "nobody"}),
+    "price of nobody": bad("charges", "customer_id stands in stg_customers", {"customer_id": "nobody"}),
     "unknown charge model": bad("charges", "charge_model is per_unit, graduated,", {"charge_model": "magic"}),
     "fee for a metric": bad("charges", "metric_code is empty exactly for flat charges", {"charge_model": "flat"}),
     "price of no metric": bad("charges", "metric_code is empty exactly for flat charges", {"metric_code": ""}),
@@ -599,7 +599,7 @@ TIER_CASES = {
     "entitlement of a percentage": bad(
         "entitlements", "flat and percentage charges have no entitlement", {}, charges=[PERCENTAGE]
     ),
-    "entitlement of nobody": bad("entitlements", "customer_id stands in customers.csv", {"customer_id": "nobody"}),
+    "entitlement of nobody": bad("entitlements", "customer_id stands in stg_customers", {"customer_id": "nobody"}),
     "unknown proration of an entitlement": bad("entitlements", "proration is by_day or none", {"proration": "by_hour"}),
     "negative entitlement": bad("entitlements", "included_quantity is not negative", {"included_quantity": "-1"}),
     "negative rollover": bad("entitlements", "rollover_limit is not negative", {"rollover_limit": "-1"}),
@@ -628,7 +628,7 @@ TIER_CASES = {
 CREDIT_CASES = {
     "commitment twice": bad("commitments", "unique", {}, {}),
     "commitment of nobody": bad(
-        "commitments", "subscription_id stands in subscriptions.csv", {"subscription_id": "nothing"}
+        "commitments", "subscription_id stands in stg_subscriptions", {"subscription_id": "nothing"}
     ),
     "commitment in another currency": bad(
         "commitments", "that of every plan of its subscription", {"currency_code": "EUR"}
@@ -663,7 +663,7 @@ CREDIT_CASES = {
         "a discount names a customer_id, plan_code or charge_code",
         {"plan_code": "", "valid_from": "2020-01-01 00:00:00", "valid_to": "2020-02-01 00:00:00"},
     ),
-    "discount of nobody": bad("discounts", "customer_id stands in customers.csv", {"customer_id": "nobody"}),
+    "discount of nobody": bad("discounts", "customer_id stands in stg_customers", {"customer_id": "nobody"}),
     "discount of no plan": bad("discounts", "plan_code stands in plans.csv", {"plan_code": "nothing"}),
     "discount of no charge": bad("discounts", "charge_code stands in charges.csv", {"charge_code": "nothing"}),
     "discount in no currency": bad(
@@ -697,7 +697,7 @@ CREDIT_CASES = {
         subscriptions=[{"plan_code": "NAME"}],
     ),
     "grant twice": bad("credit_grants", "unique", {}, {}),
-    "grant of nobody": bad("credit_grants", "customer_id stands in customers.csv", {"customer_id": "nobody"}),
+    "grant of nobody": bad("credit_grants", "customer_id stands in stg_customers", {"customer_id": "nobody"}),
     "grant in no currency": bad("credit_grants", "currency_code stands in currencies.csv", {"currency_code": "EUX"}),
     "grant in another currency": bad(
         "credit_grants", "at least one plan that its customer subscribes to", {"currency_code": "EUR"}
@@ -730,7 +730,7 @@ POLICY_CASES = {
     "unknown route to Stripe": bad(
         "stripe_routes", "billing_route is invoice_item or meter_event", {"billing_route": "invoice"}
     ),
-    "route of an unknown subscription": bad("stripe_routes", "subscription_id stands in subscriptions.csv", {}),
+    "route of an unknown subscription": bad("stripe_routes", "subscription_id stands in stg_subscriptions", {}),
     "meter route without a meter": bad(
         "stripe_routes",
         "usage charges in the plans of subscriptions that go by meter_event stand in stripe_meters.csv",
@@ -872,6 +872,17 @@ def append_rows(project: Path, name: str, rows: Rows) -> None:
                 writer.writerow({column: value.replace("NAME", name) for column, value in row.items()})
 
 
+def leave_the_sample_accounts(project: Path) -> None:
+    """Point the staging models at tables of another name, as production does: no rule may look at the sample seeds."""
+    accounts, staging = project / "seeds" / "accounts", project / "models" / "staging"
+    description = accounts / "_accounts__seeds.yml"
+    for name in ("customers", "subscriptions"):
+        (accounts / f"{name}.csv").rename(accounts / f"own_{name}.csv")
+        description.write_text(description.read_text().replace(f"- name: {name}\n", f"- name: own_{name}\n"))
+        model = staging / f"stg_{name}.sql"
+        model.write_text(model.read_text().replace(f"ref('{name}')", f"ref('own_{name}')"))
+
+
 class Build(NamedTuple):
     project: Path
     returncode: int
@@ -904,6 +915,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Build]:
             policy.write_text("".join(line for line in lines if not line.startswith("grace_period,")))
         for name, rows in {"tested": COMMON, **cases}.items():
             append_rows(project, name, rows)
+        if group == "with errors":
+            leave_the_sample_accounts(project)
         completed = subprocess.run(
             [
                 str(Path(sys.executable).with_name("dbt")),
@@ -938,16 +951,16 @@ def test_bad_seed_fails_the_build_with_file_row_and_rule(built: Callable[[str], 
     report = build.report(f"seeds/{seed}.csv", case.rule)
     rows = [line for line in report if named in line]
     assert rows, "\n".join(report) or build.output
-    lines = (build.project / "seeds" / f"{seed}.csv").read_text().splitlines()
     for row in rows:
         if csv_line := re.search(r"csv_line=(\d+)", row):
+            lines = (build.project / "seeds" / f"{seed}.csv").read_text().splitlines()
             assert name in lines[int(csv_line[1]) - 1]
 
 
 def test_missing_policy_fails_the_build(built: Callable[[str], Build]) -> None:
     build = built("all")
     assert "    row: future_tolerance_minutes=5, grace_period_hours=None, late_event_policy=adjust" in build.report(
-        "models/staging/stg_event_policy.sql", "event_policy.csv has a row grace_period"
+        "seeds/policy/event_policy.csv", "event_policy.csv has a row grace_period"
     )
 
 

@@ -15,7 +15,7 @@ subscribed_charges as (
         subscriptions.customer_id,
         subscriptions.plan_code,
         charges.charge_code
-    from {{ ref('subscriptions') }} as subscriptions
+    from {{ ref('stg_subscriptions') }} as subscriptions
     inner join {{ ref('charges') }} as charges
         on subscriptions.plan_code = charges.plan_code
 

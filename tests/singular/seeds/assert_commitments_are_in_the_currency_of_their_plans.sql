@@ -14,7 +14,7 @@ select distinct
     subscriptions.plan_code,
     known_plans.currency_code as plan_currency_code
 from {{ ref('commitments') }} as commitments
-inner join {{ ref('subscriptions') }} as subscriptions
+inner join {{ ref('stg_subscriptions') }} as subscriptions
     on commitments.subscription_id = subscriptions.subscription_id
 inner join {{ ref('plans') }} as known_plans
     on subscriptions.plan_code = known_plans.plan_code

@@ -13,7 +13,7 @@ customer_currencies as (
     select distinct
         subscriptions.customer_id,
         known_plans.currency_code
-    from {{ ref('subscriptions') }} as subscriptions
+    from {{ ref('stg_subscriptions') }} as subscriptions
     inner join {{ ref('plans') }} as known_plans
         on subscriptions.plan_code = known_plans.plan_code
 

@@ -1,7 +1,7 @@
 {{ config(
     meta={
         'rule': 'no two subscriptions of a customer that run at the same time price the same metric: its usage would be billed twice',
-        'dagster': {'ref': {'name': 'subscriptions'}}
+        'dagster': {'ref': {'name': 'stg_subscriptions'}}
     }
 ) }}
 -- A returned row is a pair of overlapping phases, of different subscriptions, with a metric that both price.
@@ -14,18 +14,18 @@ priced_metrics as (
         subscriptions.subscription_id,
         subscriptions.customer_id,
         subscriptions.time_zone,
-        subscriptions.started_at as started_local_at,
+        subscriptions.started_local_at,
         charges.metric_code,
-        {{ local_to_utc('subscriptions.started_at', 'subscriptions.time_zone') }} as started_at,
-        {{ local_to_utc('subscriptions.ended_at', 'subscriptions.time_zone') }} as ended_at
-    from {{ ref('subscriptions') }} as subscriptions
+        subscriptions.started_at,
+        subscriptions.ended_at
+    from {{ ref('stg_subscriptions') }} as subscriptions
     inner join {{ ref('charges') }} as charges
         on subscriptions.plan_code = charges.plan_code
 
 )
 
 select
-    'seeds/accounts/subscriptions.csv' as seed_file,
+    'seeds/accounts/subscriptions.csv, or what stg_subscriptions reads instead' as seed_file,
     one.customer_id,
     one.subscription_id,
     other.subscription_id as other_subscription_id,

@@ -5,7 +5,8 @@
     }
 ) }}
 -- A returned row is a usage charge that a subscription's usage would be metered for, without a meter to send it to.
--- Of seeds alone: a model is not built, and what tests it does not run, once another test of its seed has failed.
+-- Of seeds and of staging models whose seed has no tests: other models are not built, and what tests them does not run, once another
+-- test of their seeds has failed.
 
 select distinct
     'seeds/policy/stripe_routes.csv' as seed_file,
@@ -13,7 +14,7 @@ select distinct
     phases.plan_code,
     charges.charge_code
 from {{ ref('stripe_routes') }} as routes
-inner join {{ ref('subscriptions') }} as phases
+inner join {{ ref('stg_subscriptions') }} as phases
     on routes.subscription_id = phases.subscription_id
 inner join {{ ref('charges') }} as charges
     on phases.plan_code = charges.plan_code
