@@ -100,10 +100,11 @@ select
     records.source,
     records.received_at,
     case
-        when records.is_cloud_event
-            then '[' || coalesce(to_json(to_variant(records.record:source::varchar)), 'null')
-                || ',' || coalesce(to_json(to_variant(records.record:id::varchar)), 'null') || ']'
-        else records.record:idempotency_key::varchar
+        when not records.is_cloud_event then records.record:idempotency_key::varchar
+        -- Without one of the two there is no key: events that lack it would be taken for copies of one another.
+        when trim(records.record:source::varchar) <> '' and trim(records.record:id::varchar) <> ''
+            then '[' || to_json(to_variant(records.record:source::varchar))
+                || ',' || to_json(to_variant(records.record:id::varchar)) || ']'
     end as idempotency_key,
     case when records.is_cloud_event then records.record:type::varchar else records.record:event_type::varchar end
         as event_type,

@@ -486,6 +486,8 @@ def _insert_line_records(
         return f"case when is_cloud_event then {cloud_event} else {event} end"
 
     properties = either("f.data", "f.properties")
+    # Without one of the two there is no key: events that lack it would be taken for copies of one another.
+    cloud_event_key = "case when trim(f.source) <> '' and trim(f.id) <> '' then to_json([f.source, f.id])::varchar end"
     with _any_order(connection):
         connection.execute(
             f"""
@@ -501,7 +503,7 @@ def _insert_line_records(
                 line_number,
                 $source as source,
                 $received_at::timestamp as received_at,
-                {either("to_json([f.source, f.id])::varchar", "f.idempotency_key")} as idempotency_key,
+                {either(cloud_event_key, "f.idempotency_key")} as idempotency_key,
                 {either("f.type", "f.event_type")} as event_type,
                 {either("coalesce(f.schemaversion, '1')", "f.schema_version")} as schema_version,
                 {either("f.subject", "f.customer_id")} as customer_id,

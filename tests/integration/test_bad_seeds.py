@@ -211,6 +211,20 @@ SECOND = {"price_version": "2", "valid_from": MARCH}
 TWO_TIERS = [{}, {"price_version": "2"}]
 
 CATALOG_CASES = {
+    "event type without a status": bad("event_types", "not_null_event_types_status", {"status": ""}),
+    "property without a type": bad(
+        "event_properties",
+        "not_null_event_properties_data_type",
+        {"property_name": "NAME", "data_type": "", "minimum": ""},
+        named="property_name=NAME,",
+        event_types=[{}],
+    ),
+    "property of no event type": bad(
+        "event_properties",
+        "not_null_event_properties_event_type",
+        {"event_type": "", "property_name": "NAME"},
+        named="property_name=NAME,",
+    ),
     "metric twice": bad("billable_metrics", "unique", {}, {}),
     "metric of no event type": bad(
         "billable_metrics", "event_type stands in event_types.csv", {"event_type": "nothing"}

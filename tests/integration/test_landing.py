@@ -304,6 +304,17 @@ def test_cloud_events_of_different_sources_are_different(connection: Warehouse, 
     assert first != second
 
 
+@pytest.mark.parametrize("lacking", [{"id": None}, {"source": None}, {"id": " "}, {"source": ""}])
+def test_a_cloud_event_without_id_or_source_has_no_key(
+    connection: Warehouse, tmp_path: Path, lacking: dict[str, str | None]
+) -> None:
+    """Otherwise all that lack it would be copies of the first, and their usage lost."""
+    event = {"specversion": "1.0", "id": "42", "source": "/s", "type": "llm_request"} | lacking
+    (tmp_path / "a.jsonl").write_text(json.dumps({name: value for name, value in event.items() if value is not None}))
+    land(connection, tmp_path / "a.jsonl")
+    assert landed(connection, "idempotency_key, event_type") == [(None, "llm_request")]
+
+
 def test_loading_a_file_again_says_so(connection: Warehouse, tmp_path: Path, make_event: MakeEvent) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(make_event("k1")) + "\n")
     (first,) = land(connection, tmp_path / "a.jsonl")

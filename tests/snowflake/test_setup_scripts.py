@@ -308,6 +308,11 @@ def test_landed_lines_move_once_and_none_is_lost(account: SnowflakeConnection) -
         account.cursor().execute(
             "insert into raw.landed_lines values ('a.jsonl', 'abc', %s, %s, %s)", (number, LANDED_AT, line)
         )
+    for number, lacking in enumerate(('"id":"7"', '"source":"/s"', '"source":"/s","id":" "'), start=7):
+        line = '{"specversion":"1.0",' + lacking + "}"
+        account.cursor().execute(
+            "insert into raw.landed_lines values ('a.jsonl', 'abc', %s, %s, %s)", (number, LANDED_AT, line)
+        )
     # Snowpipe loads the same file once more, weeks later.
     rows(
         account,
@@ -323,8 +328,8 @@ def test_landed_lines_move_once_and_none_is_lost(account: SnowflakeConnection) -
         " properties, landing_error_code, landing_error, raw_record from raw.usage_events order by line_number",
     )
     at = datetime.fromisoformat(LANDED_AT)
-    assert [row[:4] for row in moved] == [("a.jsonl@abc", number, "a.jsonl", at) for number in (1, 2, 3, 4, 6)]
-    first, text, broken, array, cloud = [row[4:] for row in moved]
+    assert [row[:4] for row in moved] == [("a.jsonl@abc", number, "a.jsonl", at) for number in (1, 2, 3, 4, 6, 7, 8, 9)]
+    first, text, broken, array, cloud, *without_key = [row[4:] for row in moved]
     assert first[:5] == ("k1", "api", "1", "c1", "2026-10-05T09:59:00Z")
     assert first[6:] == (None, None, None)
     assert yaml.safe_load(first[5]) == {"path": "a\\b", "tokens": 12345678901234567890}
@@ -333,6 +338,7 @@ def test_landed_lines_move_once_and_none_is_lost(account: SnowflakeConnection) -
     assert array[6:] == ("unparseable_json", "line 4 is not a JSON object: [1, 2]", "[1, 2]")
     assert cloud[:5] == ('["/s","7"]', "api", "1", "c1", "2026-10-05T09:00:00Z")
     assert yaml.safe_load(cloud[5]) == {"tokens": 5}
+    assert [row[0] for row in without_key] == [None, None, None]
 
 
 def test_kafka_records_are_known_by_topic_partition_and_offset(account: SnowflakeConnection) -> None:

@@ -71,7 +71,8 @@ lines_with_unit_price as (
 
 ),
 
-{# What is in the ledger is owed whatever has become of the seeds since. Recurring fees and commitments have no metric. #}
+{# What is in the ledger is owed whatever has become of the seeds since; nobody has confirmed a metric that is gone. Recurring fees
+   and commitments have no metric. #}
 invoice_items as (
 
     select
@@ -94,7 +95,8 @@ invoice_items as (
         {{ price_in_minor_units('lines_with_unit_price.unit_amount', 'currencies.minor_units') }} as unit_amount_minor,
         {# In the order in which somebody would have to act. #}
         case
-            when not coalesce(metrics.is_confirmed_by_finance, true) then 'metric_not_confirmed'
+            when closed_lines.metric_code is not null and not coalesce(metrics.is_confirmed_by_finance, false)
+                then 'metric_not_confirmed'
             when currencies.stripe_minor_units is null or currencies.stripe_minor_units <> currencies.minor_units
                 then 'currency_unit_differs'
             when closed_lines.amount_minor = 0 then 'zero_amount'

@@ -54,7 +54,7 @@ metered_lines as (
         closed_lines.metered_quantity,
         closed_lines.service_period_start_at,
         closed_lines.service_period_end_at,
-        coalesce(metrics.is_confirmed_by_finance, true) as is_confirmed,
+        coalesce(metrics.is_confirmed_by_finance, false) as is_confirmed,
         {# Three decimals of the factor and nine of the quantity are what Snowflake keeps of a product. #}
         cast(closed_lines.metered_quantity * meters.units_per_quantity as decimal(38, 12)) as meter_units
     from closed_lines

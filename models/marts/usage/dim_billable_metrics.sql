@@ -68,7 +68,7 @@ billable_metrics as (
         nullif(dimensions_by_metric.pricing_dimensions, '') as pricing_dimensions,
         nullif(dimensions_by_metric.presentation_dimensions, '') as presentation_dimensions,
         filters_by_metric.filters,
-        metrics.finance_confirmed_on is not null as is_confirmed_by_finance,
+        coalesce(metrics.finance_confirmed_on <= cast({{ as_of() }} as date), false) as is_confirmed_by_finance,
         metrics.finance_confirmed_on,
         metrics.description
     from metrics

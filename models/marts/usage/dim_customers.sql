@@ -16,7 +16,7 @@ subscriptions_by_customer as (
 
     select
         customer_id,
-        count(*) as subscription_count,
+        count(distinct subscription_id) as subscription_count,
         min(started_at) as first_subscribed_at
     from subscriptions
     group by customer_id
