@@ -675,8 +675,9 @@ class Line:
 
     @property
     def billing_period(self) -> str:
-        """The local month of the instant just before due_at (From rated amounts to lines)."""
-        return f"{local(self.due_at - TICK, self.period.subscription.zone):%Y-%m}"
+        """The local month that ends with due_at (From rated amounts to lines), also where clocks change at its midnight."""
+        zone = self.period.subscription.zone
+        return f"{min(local(self.due_at - TICK, zone), local(self.due_at, zone) - TICK):%Y-%m}"
 
 
 class UsageKey(NamedTuple):

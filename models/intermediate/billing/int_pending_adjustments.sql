@@ -66,7 +66,8 @@ adjustments_with_approvals as (
 
 ),
 
-{# Rollover, credits and commitments carry an unapproved price on into later service periods, whose own terms are the same. #}
+{# Rollover, credits and commitments carry an unapproved price on into service periods that end after its own began, whose own terms
+   are the same: into longer ones that began before it, too. #}
 first_unapproved as (
 
     select
@@ -94,7 +95,7 @@ pending_adjustments as (
         case when adjustments.is_rerated then 're_rating' else 'usage' end as cause,
         case
             when adjustments.needs_approval then 'needs_approval'
-            when first_unapproved.service_period_start_at <= adjustments.service_period_start_at then 'behind_rerating'
+            when first_unapproved.service_period_start_at < adjustments.service_period_end_at then 'behind_rerating'
             when adjustments.is_rerated and subscriptions_with_unapproved.subscription_id is not null then 'behind_rerating'
             else 'ready'
         end as adjustment_status

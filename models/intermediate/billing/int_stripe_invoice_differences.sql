@@ -172,6 +172,8 @@ by_invoice as (
         sum(not_sent_amount_minor) as not_sent_amount_minor,
         sum(sent_amount_minor) as sent_amount_minor,
         sum(stripe_amount_minor) as stripe_amount_minor,
+        {# A missing line does not make up for a doubled one. #}
+        sum(abs(stripe_amount_minor - sent_amount_minor)) as differing_amount_minor,
         sum(case when finding = 'missing' then 1 else 0 end) as missing_lines,
         sum(case when finding = 'doubled' then 1 else 0 end) as doubled_lines,
         sum(case when finding = 'changed' then 1 else 0 end) as changed_lines,
@@ -202,12 +204,11 @@ differences as (
         coalesce({{ from_minor_units(
             'by_invoice.stripe_amount_minor - by_invoice.sent_amount_minor', 'currencies.minor_units'
         ) }}, 0) as difference_amount,
+        coalesce({{ from_minor_units('by_invoice.differing_amount_minor', 'currencies.minor_units') }}, 0) as differing_amount,
         {# A difference from nothing is all of it. #}
         coalesce(
-            {{ ratio(
-                'abs(by_invoice.stripe_amount_minor - by_invoice.sent_amount_minor)', 'abs(by_invoice.sent_amount_minor)'
-            ) }},
-            case when by_invoice.stripe_amount_minor <> by_invoice.sent_amount_minor then 1 else 0 end
+            {{ ratio('by_invoice.differing_amount_minor', 'abs(by_invoice.sent_amount_minor)') }},
+            case when by_invoice.differing_amount_minor <> 0 then 1 else 0 end
         ) as difference_ratio
     from by_invoice
     inner join last_readbacks

@@ -40,9 +40,8 @@ service_periods_numbered as (
         *,
         row_number() over (partition by subscription_id, plan_code order by service_period_start_at) as service_period_number,
         {# A line is billed by the run of the month that ends when it falls due. #}
-        {{ local_month_label(utc_to_local(instant_before('service_period_end_at'), 'time_zone')) }} as billing_period,
-        {{ local_month_label(utc_to_local(instant_before('service_period_start_at'), 'time_zone')) }}
-            as advance_billing_period
+        {{ local_month_label(local_clock_before('service_period_end_at', 'time_zone')) }} as billing_period,
+        {{ local_month_label(local_clock_before('service_period_start_at', 'time_zone')) }} as advance_billing_period
     from service_periods
 
 )

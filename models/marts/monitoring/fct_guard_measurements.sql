@@ -89,7 +89,7 @@ stripe_amount as (
     select
         'stripe_amount' as guard_code,
         stripe_account || '|' || invoice_id || '|' || currency_code as subject,
-        abs(difference_amount) as measured
+        differing_amount as measured
     from {{ ref('int_stripe_invoice_differences') }}
 
 ),

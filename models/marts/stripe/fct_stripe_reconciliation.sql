@@ -65,7 +65,7 @@ reconciliation as (
         case
             when stripe_differences.difference_minor = 0 and stripe_differences.findings is null then 'ok'
             when
-                coalesce(abs(stripe_differences.difference_amount) > thresholds.amount_threshold, true)
+                coalesce(stripe_differences.differing_amount > thresholds.amount_threshold, true)
                 or coalesce(stripe_differences.difference_ratio > thresholds.ratio_threshold, true)
                 then 'red'
             else 'differs'

@@ -11,7 +11,7 @@ from orchestration.lib.guards import run_guards
 from orchestration.lib.project import read_settings
 from orchestration.lib.warehouse import connect
 
-GUARDS = ("accuracy", "dropped_events", "ingestion_error_rate")
+GUARDS = ("accuracy", "dropped_events", "ingestion_error_rate", "stripe_amount", "stripe_ratio")
 MEASUREMENTS = get_asset_key_for_model([dbt_models], "fct_guard_measurements")
 
 
