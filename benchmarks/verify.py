@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
@@ -31,9 +31,6 @@ class Outcomes:
     @property
     def is_conserved(self) -> bool:
         return self.deliveries == self.accepted + self.duplicates + self.rejected and self.conflicts <= self.duplicates
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)
 
 
 def product_outcomes(database: Path) -> Outcomes:

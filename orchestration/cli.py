@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from orchestration.lib.adjustments import describe_adjustment, list_pending_adjustments, rows_to_approve
+from orchestration.lib.billing_period import require_billing_period
 from orchestration.lib.close import close_periods
 from orchestration.lib.demo import run_demo
 from orchestration.lib.explain import explain_line
@@ -90,7 +91,7 @@ def load(files: tuple[str, ...], totals: bool, shadow: bool) -> None:
 def build_command(full_refresh: bool, as_of: str | None) -> None:
     """Build and test seeds and models with dbt."""
     seconds = build(read_settings(), as_of=as_of, full_refresh=full_refresh)
-    click.echo(f"built in {seconds:.1f} s; next: metering check, metering invoices, metering sync")
+    click.echo(f"built in {seconds:.1f} s; next: metering check, metering invoices, metering close, metering sync")
 
 
 @cli.command()
@@ -103,7 +104,7 @@ def check() -> None:
         click.echo(outcome.describe())
     click.echo(f"Data Docs: {report.data_docs}")
     if not report.passed:
-        raise MeteringError("Guards failed: metering sync would send nothing.")
+        raise MeteringError("Guards failed: metering close would close nothing, and metering sync send nothing.")
 
 
 @cli.command()
@@ -188,6 +189,8 @@ def sync(period: str | None, dry_run: bool, take_over: bool) -> None:
     )
     if meters.has_lines:
         click.echo(meters.describe())
+    for earlier in report.left_unsent:
+        click.echo(f"{earlier} has lines that were not sent with it: metering sync --period {earlier}")
     problems = [*meters.problems, *report.problems]
     if problems:
         raise MeteringError("\n".join(["The sync needs attention:", *problems]))
@@ -222,7 +225,8 @@ def _warn_of_unfinished_build(warehouse: Warehouse) -> None:
 @click.option("--customer", metavar="ID", help="Only this customer.")
 @click.option("--period", metavar="YYYY-MM", help="Only this billing period.")
 def invoices(customer: str | None, period: str | None) -> None:
-    """Print draft invoices with their lines; metering explain takes the id in front of a line."""
+    """Print invoices and credit notes, drafts and closed, with their lines; metering explain takes a line's id."""
+    require_billing_period(period)
     with connect(read_settings()) as warehouse:
         _warn_of_unfinished_build(warehouse)
         found = list_invoices(warehouse, customer_id=customer, billing_period=period)
@@ -277,6 +281,7 @@ def shadow(system: str | None, period: str | None) -> None:
 
     What they billed is landed with metering load --shadow, and compared by metering build.
     """
+    require_billing_period(period)
     with connect(read_settings()) as warehouse:
         _warn_of_unfinished_build(warehouse)
         comparisons = list_comparisons(warehouse, system=system, billing_period=period)

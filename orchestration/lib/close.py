@@ -7,19 +7,17 @@ second close finds nothing that lacks.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+from orchestration.lib.billing_period import require_billing_period
 from orchestration.lib.guards import run_guards
 from orchestration.lib.ledger_export import export_runs
 from orchestration.lib.price_book import price_book_hash, record_price_book
 from orchestration.lib.project import MeteringError, Progress, Settings, code_revision
 from orchestration.lib.warehouse import Build, Warehouse, connect, require_marts, require_successful_build
-
-BILLING_PERIOD = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 
 # Columns of ledger.billing_ledger that int_line_differences has under the same name.
 _LINE_COLUMNS = (
@@ -126,8 +124,7 @@ def close_periods(
         MeteringError: the last build failed, or the seeds have changed since; nothing was appended.
     """
     for billing_period in billing_periods or ():
-        if not BILLING_PERIOD.fullmatch(billing_period):
-            raise MeteringError(f"{billing_period!r} is no billing period: give a calendar month such as 2026-10.")
+        require_billing_period(billing_period)
     if forced_reason is not None and not forced_reason.strip():
         raise MeteringError("A forced close needs its reason in words.")
     with connect(settings) as warehouse:

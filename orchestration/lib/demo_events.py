@@ -135,6 +135,11 @@ class DemoData:
     totals_rows: int
 
     @property
+    def billing_periods(self) -> tuple[str, ...]:
+        """Months in which these events are billed, and the fees in advance before and after them, ``YYYY-MM``."""
+        return ("2026-08", "2026-09", "2026-10")
+
+    @property
     def event_files(self) -> tuple[Path, Path, Path, Path]:
         """The event files in the order in which they are to be loaded."""
         return (self.september_events, self.october_events, self.sessions, self.cloud_events)

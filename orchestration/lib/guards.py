@@ -96,7 +96,7 @@ class GuardReport:
             return
         found = "\n".join(outcome.describe() for outcome in self.outcomes if not outcome.passed)
         raise GuardBreach(
-            f"Guards failed, nothing is sent to Stripe:\n{found}\n"
+            f"Guards failed, nothing is closed or sent to Stripe:\n{found}\n"
             f"Data Docs: {self.data_docs}\n"
             "Mend the cause, or accept a breach with its reason in seeds/policy/guard_exceptions.csv, then build again."
         )

@@ -83,6 +83,8 @@ class SyncPlan:
     """How many lines are held for each customer who is in no way known in Stripe, where none may be created."""
     complete: tuple[InvoiceGroup, ...]
     """Invoices that hold nothing back: once all these lines are in Stripe, they may be finalised."""
+    left_unsent: tuple[str, ...]
+    """Periods before the one looked at, from the first one that was sent on, that have lines to send."""
 
 
 def describe_plan(plan: SyncPlan) -> str:
@@ -192,7 +194,23 @@ def plan_sync(lines: Iterable[OutboxLine], log: Log, billing_period: str | None)
         tuple(sorted(changes, key=lambda change: change.line_id)),
         Counter(line.customer_id for line in in_period if line.hold_reason == CUSTOMER_NOT_MAPPED),
         group_by_invoice(complete, parts),
+        _left_unsent(every_line, log, billing_period),
     )
+
+
+def _left_unsent(lines: Iterable[OutboxLine], log: Log, billing_period: str | None) -> tuple[str, ...]:
+    """Earlier periods with lines that were released or closed after their period was sent. What was closed before any
+    period was sent may have been billed by another system."""
+    if billing_period is None:
+        return ()
+    confirmed, sendable = set(), set()
+    for line in lines:
+        if log.get(("invoice_item", line.line_id), NOTHING_LOGGED).confirmed_id is not None:
+            confirmed.add(line.billing_period)
+        elif line.hold_reason is None:
+            sendable.add(line.billing_period)
+    first = min(confirmed, default=billing_period)
+    return tuple(sorted(period for period in sendable if first <= period < billing_period))
 
 
 def assign_parts(lines: Iterable[OutboxLine]) -> dict[str, int]:

@@ -31,7 +31,7 @@ class InvoiceSettings:
         creates_customers: METERING_STRIPE_CREATE_CUSTOMERS=0 holds the lines of customers who are not mapped to one in
             Stripe; else a customer is created for them.
         meter_grace: METERING_STRIPE_METER_GRACE_HOURS, how long after the end of a service period Stripe counts meter
-            events for it: the account's grace period for finalising invoices.
+            events for it: the account's grace period for finalising invoices, by default Stripe's hour.
         meter_api: METERING_STRIPE_METER_API, v1 for a call for each meter event, or v2 for the stream.
     """
 
@@ -42,7 +42,7 @@ class InvoiceSettings:
     auto_advance: bool = False
     creates_customers: bool = True
     shows_unit_prices: bool = True
-    meter_grace: timedelta = timedelta(hours=72)
+    meter_grace: timedelta = timedelta(hours=1)
     meter_api: MeterApi = "v1"
 
 
@@ -65,7 +65,7 @@ def read_invoice_settings(environ: Mapping[str, str]) -> InvoiceSettings:
             "METERING_STRIPE_DAYS_UNTIL_DUE goes with METERING_STRIPE_COLLECTION_METHOD=send_invoice: give a whole "
             "number of days with it, and none otherwise."
         )
-    grace = environ.get("METERING_STRIPE_METER_GRACE_HOURS", "72")
+    grace = environ.get("METERING_STRIPE_METER_GRACE_HOURS", "1")
     if not (grace.isascii() and grace.isdecimal() and 1 <= int(grace) <= MOST_METER_GRACE_HOURS):
         raise StripeSyncError(
             f"METERING_STRIPE_METER_GRACE_HOURS is {grace!r}: set it to the hours, from 1 to {MOST_METER_GRACE_HOURS}, "
@@ -81,11 +81,18 @@ def read_invoice_settings(environ: Mapping[str, str]) -> InvoiceSettings:
     return InvoiceSettings(
         collection_method=method,
         days_until_due=None if days is None else int(days),
-        automatic_tax=environ.get("METERING_STRIPE_AUTOMATIC_TAX") == "1",
-        finalizes=environ.get("METERING_STRIPE_FINALIZE") == "1",
-        auto_advance=environ.get("METERING_STRIPE_AUTO_ADVANCE") == "1",
-        creates_customers=environ.get("METERING_STRIPE_CREATE_CUSTOMERS", "1") != "0",
-        shows_unit_prices=environ.get("METERING_STRIPE_UNIT_PRICES", "1") != "0",
+        automatic_tax=_is_on(environ, "METERING_STRIPE_AUTOMATIC_TAX", default="0"),
+        finalizes=_is_on(environ, "METERING_STRIPE_FINALIZE", default="0"),
+        auto_advance=_is_on(environ, "METERING_STRIPE_AUTO_ADVANCE", default="0"),
+        creates_customers=_is_on(environ, "METERING_STRIPE_CREATE_CUSTOMERS", default="1"),
+        shows_unit_prices=_is_on(environ, "METERING_STRIPE_UNIT_PRICES", default="1"),
         meter_grace=timedelta(hours=int(grace)),
         meter_api=meter_api,
     )
+
+
+def _is_on(environ: Mapping[str, str], name: str, *, default: Literal["0", "1"]) -> bool:
+    value = environ.get(name, default)
+    if value not in ("0", "1"):
+        raise StripeSyncError(f"{name} is {value!r}: set it to 1 or 0, or leave it out for {default}.")
+    return value == "1"

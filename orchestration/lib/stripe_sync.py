@@ -98,6 +98,7 @@ def _sync(
             for group in plan.blocked
         ],
         changes=plan.changes,
+        left_unsent=plan.left_unsent,
     )
     run = Run(warehouse, target, settings, log, report, progress, sleep, lock)
     if run.send(plan.groups):

@@ -25,6 +25,7 @@ class SyncReport:
         unknown: objects without an outcome when the run stopped, 0 or 1.
         problems: a sentence for each thing that someone must look at.
         changes: the lines behind `changed_after_sync`.
+        left_unsent: earlier billing periods that have lines to send, from the first one that was sent on.
     """
 
     stripe_account: str
@@ -39,6 +40,7 @@ class SyncReport:
     unknown: int = 0
     problems: list[str] = field(default_factory=list)
     changes: tuple[ChangedLine, ...] = ()
+    left_unsent: tuple[str, ...] = ()
 
     @property
     def is_clean(self) -> bool:

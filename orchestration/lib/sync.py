@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from orchestration.lib.close import BILLING_PERIOD
+from orchestration.lib.billing_period import require_billing_period
 from orchestration.lib.guards import GuardReport, run_guards
-from orchestration.lib.project import MeteringError, Progress, Settings
+from orchestration.lib.project import Progress, Settings
 from orchestration.lib.stripe_lock import hold_sync_lock
 from orchestration.lib.stripe_meter_decisions import Decision
 from orchestration.lib.stripe_meters import MeterReport, plan_events, sync_outboxes
@@ -35,7 +35,7 @@ def guarded_sync(
         MeteringError: the last build failed or the marts are missing; nothing was sent.
         StripeTargetError: the Stripe settings in the environment cannot be used; nothing was sent.
     """
-    _check_period(billing_period)
+    require_billing_period(billing_period)
     invoice_settings = read_invoice_settings(os.environ)
     with connect(settings) as warehouse:
         require_successful_build(warehouse)
@@ -64,7 +64,7 @@ def plan_without_sending(settings: Settings, *, billing_period: str | None) -> t
         MeteringError: the last build failed, or the outbox contradicts itself.
         StripeTargetError: the Stripe settings in the environment cannot be used.
     """
-    _check_period(billing_period)
+    require_billing_period(billing_period)
     invoice_settings = read_invoice_settings(os.environ)
     with connect(settings) as warehouse:
         require_successful_build(warehouse)
@@ -75,8 +75,3 @@ def plan_without_sending(settings: Settings, *, billing_period: str | None) -> t
             if not invoice_settings.creates_customers:
                 lines = hold_unmapped(lines, log)
             return decisions, plan_sync(lines, log, billing_period)
-
-
-def _check_period(billing_period: str | None) -> None:
-    if billing_period is not None and not BILLING_PERIOD.fullmatch(billing_period):
-        raise MeteringError(f"{billing_period!r} is no billing period: give a calendar month such as 2026-10.")

@@ -8,7 +8,6 @@ inside an hour, is copied and brought up to date by an ordinary build, which equ
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from orchestration.lib.billing_period import require_billing_period
 from orchestration.lib.price_book import price_book_hash, seed_columns
 from orchestration.lib.project import MeteringError, Progress, Settings
 from orchestration.lib.scenario import Scenario, beside_the_present
@@ -27,7 +27,6 @@ PRICING = "pricing"
 
 # What a price book comes to, with the two marts that make the books of usage and of lines balance.
 _TARGETS = ("fct_rated_lines", "fct_rated_line_tiers", "fct_unbilled_usage")
-_BILLING_PERIOD = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 # Documentation that lies beside seeds.
 _NOT_SEEDS = (".yml", ".yaml", ".md")
 
@@ -166,9 +165,8 @@ def what_if(
 
 
 def _check_periods(from_period: str | None, to_period: str | None) -> None:
-    for option, period in (("--from", from_period), ("--to", to_period)):
-        if period is not None and not _BILLING_PERIOD.fullmatch(period):
-            raise MeteringError(f"{option} {period}: is no billing period. Give a calendar month such as 2026-10.")
+    require_billing_period(from_period)
+    require_billing_period(to_period)
     if from_period and to_period and from_period > to_period:
         raise MeteringError(f"--from {from_period} --to {to_period}: the first billing period lies after the last.")
 

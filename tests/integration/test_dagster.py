@@ -104,6 +104,9 @@ def test_monthly_billing_sends_its_month_once_and_a_breach_sends_nothing(defs: d
         check for check in result.get_asset_check_evaluations() if check.check_name == "nobody_is_left_behind"
     ]
     assert left_behind.passed
+    assert [
+        check.passed for check in result.get_asset_check_evaluations() if check.check_name == "nothing_is_left_unsent"
+    ] == [True]
     with duckdb.connect(str(folder / "metering.duckdb")) as connection:
         ((lines, periods),) = connection.execute(
             "select count(*), max(billing_period) from marts.stripe_invoice_items "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from orchestration.lib.stripe_meters import MeterReport, sync_outboxes
 from orchestration.lib.stripe_readback import read_back_invoices
 from orchestration.lib.stripe_reconcile import record_readback
+from orchestration.lib.stripe_settings import InvoiceSettings
 from orchestration.lib.stripe_sync_report import SyncReport
 from orchestration.lib.stripe_target import LOCAL_KEY, StripeTarget, stripe_client
 from orchestration.lib.warehouse import connect
@@ -39,7 +40,14 @@ class Stripe:
     def sync(self, at: datetime) -> tuple[MeterReport, SyncReport]:
         self._server.control.advance((at - self._now()).total_seconds())
         with connect(self._warehouse.settings) as connection:
-            return sync_outboxes(connection, self._target, billing_period=None, progress=lambda _: None, now=self._now)
+            return sync_outboxes(
+                connection,
+                self._target,
+                billing_period=None,
+                progress=lambda _: None,
+                settings=InvoiceSettings(meter_grace=timedelta(hours=72)),
+                now=self._now,
+            )
 
     def reconcile(self) -> list[Row]:
         with connect(self._warehouse.settings) as connection:

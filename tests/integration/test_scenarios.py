@@ -220,8 +220,8 @@ def test_a_price_book_that_cannot_be_one_is_refused(warehouse: Warehouse, tmp_pa
     (book / "plans.csv").write_text(f"{header},plan_code\n")
     refuse(r"plans\.csv names a column twice")
     (book / "plans.csv").write_text(f"{header}\n")
-    refuse("--from 2026-13: is no billing period", from_period="2026-13")
-    refuse("--to 2026-1: is no billing period", to_period="2026-1")
+    refuse("'2026-13' is no billing period", from_period="2026-13")
+    refuse("'2026-1' is no billing period", to_period="2026-1")
     refuse("the first billing period lies after the last", from_period="2026-10", to_period="2026-09")
 
     for name in ("", "a-b", "a__b", "_a", "A", "x" * 61):

@@ -437,7 +437,7 @@ def test_from_files_to_draft_invoices_as_on_duckdb(
     )
     code, output = snowflake.run("sync")
     assert code == 1
-    assert "Guards failed, nothing is sent to Stripe" in output
+    assert "Guards failed, nothing is closed or sent to Stripe" in output
     assert snowflake.lines_in_stripe() == []
     assert sync_log(snowflake) == set()
 

@@ -38,7 +38,8 @@ class Metering:
             """
         )
         self.server = server
-        self.settings = InvoiceSettings()
+        # As long as Stripe lets an account have it.
+        self.settings = InvoiceSettings(meter_grace=timedelta(hours=72))
         self.events_path = "/v1/billing/meter_events"
         self.offset = timedelta(0)
         self.told: list[str] = []

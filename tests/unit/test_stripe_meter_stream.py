@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sqlite3
@@ -17,7 +18,6 @@ from stripe.params.v2.billing import MeterEventStreamCreateParamsEvent
 
 from orchestration.lib.stripe_meter_stream import stream_event
 from orchestration.lib.stripe_meters import MeterReport
-from orchestration.lib.stripe_settings import InvoiceSettings
 from orchestration.local_stripe import Fault
 from orchestration.local_stripe.control import FaultKind
 from tests.unit.stripe_metering import DAY, MONTHS, Metering
@@ -29,7 +29,7 @@ SESSIONS = "/v2/billing/meter_event_session"
 
 @pytest.fixture
 def streaming(metering: Metering) -> Metering:
-    metering.settings = InvoiceSettings(meter_api="v2")
+    metering.settings = dataclasses.replace(metering.settings, meter_api="v2")
     metering.events_path = STREAM
     return metering
 

@@ -20,7 +20,6 @@ from orchestration.lib.stripe_meter_decisions import (
     find_arrived,
 )
 from orchestration.lib.stripe_meters import MeterReport, plan_events
-from orchestration.lib.stripe_settings import InvoiceSettings
 from orchestration.local_stripe.control import FaultKind
 from tests.unit.stripe_metering import DAY, MONTHS, Metering
 from tests.unit.stripe_outbox import target_of
@@ -254,7 +253,7 @@ def test_a_line_that_is_held_waits_in_both_outboxes(metering: Metering) -> None:
 
 
 def test_events_of_customers_who_may_not_be_created_are_held_and_named(metering: Metering) -> None:
-    metering.settings = InvoiceSettings(creates_customers=False)
+    metering.settings = dataclasses.replace(metering.settings, creates_customers=False)
     metering.add("l1", 10)
     metering.correct("l2", -1, "l1")
     events, items = metering.sync()
@@ -291,7 +290,7 @@ def test_a_dry_run_says_what_would_go_where_and_sends_nothing(metering: Metering
     metering.add("l1", 5)
     metering.correct("l2", -1, "l1")
     metering.add("l3", -1, event_name="bytes")
-    decisions, lines = plan_events(metering.warehouse.opened, metering.target, None)
+    decisions, lines = plan_events(metering.warehouse.opened, metering.target, None, metering.settings)
     assert describe_events(decisions).splitlines() == [
         "event l1-0: 5 on calls, customer customer_1",
         "line l2: -1 on calls, once other lines are settled",

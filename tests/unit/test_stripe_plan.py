@@ -50,6 +50,23 @@ def test_customers_may_be_held_instead_of_created(warehouse: Warehouse, target: 
     assert sync(warehouse, target).created == 1
 
 
+def test_earlier_periods_with_lines_left_to_send_are_named(warehouse: Warehouse, target: StripeTarget) -> None:
+    """A line that was held until later, say. What was closed before anything was sent is left alone."""
+    for month in ("08", "09", "10", "11", "12"):
+        warehouse.add(f"l{month}", invoice_id=f"inv_{month}", billing_period=f"2026-{month}")
+    warehouse.add("held", invoice_id="inv_09", billing_period="2026-09", hold_reason="metric_not_confirmed")
+
+    def sync_period(period: str) -> tuple[str, ...]:
+        return sync_invoice_items(
+            warehouse.opened, target, billing_period=period, progress=lambda message: None
+        ).left_unsent
+
+    assert [sync_period("2026-09"), sync_period("2026-11")] == [(), ("2026-10",)]
+    warehouse.set("held", "hold_reason = null")
+    assert sync_period("2026-12") == ("2026-09", "2026-10")
+    assert sync(warehouse, target).left_unsent == ()
+
+
 # Changes after the sync
 
 

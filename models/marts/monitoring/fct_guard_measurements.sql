@@ -11,14 +11,25 @@ accuracy as (
 
 ),
 
+{# By the day of each delivery: a batch of a stream may span days. #}
+deliveries_by_day as (
+
+    select
+        cast(received_at as date) as received_date,
+        count(*) as deliveries,
+        count(case when delivery_status = 'rejected' then 1 end) as rejected
+    from {{ ref('stg_event_deliveries') }}
+    group by cast(received_at as date)
+
+),
+
 ingestion_error_rate as (
 
     select
         'ingestion_error_rate' as guard_code,
-        cast(cast(first_received_at as date) as varchar) as subject,
-        coalesce({{ ratio('sum(rejected)', 'sum(deliveries)') }}, 0) as measured
-    from {{ ref('fct_ingestion_health') }}
-    group by cast(first_received_at as date)
+        cast(received_date as varchar) as subject,
+        {{ ratio('rejected', 'deliveries') }} as measured
+    from deliveries_by_day
 
 ),
 

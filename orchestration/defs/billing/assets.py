@@ -15,7 +15,9 @@ BILLING_PERIODS = dg.MonthlyPartitionsDefinition(start_date="2023-11-01", fmt="%
 
 
 CLOSED_PERIOD = dg.AssetKey(["billing", "closed_period"])
+STRIPE_INVOICE_ITEMS = dg.AssetKey(["stripe", "invoice_items"])
 NOBODY_IS_LEFT_BEHIND = "nobody_is_left_behind"
+NOTHING_IS_LEFT_UNSENT = "nothing_is_left_unsent"
 
 
 @dg.asset(
@@ -57,7 +59,7 @@ def closed_period(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  #
 
 
 @dg.asset(
-    key=["stripe", "invoice_items"],
+    key=STRIPE_INVOICE_ITEMS,
     deps=[
         closed_period,
         get_asset_key_for_model([dbt_models], "stripe_invoice_items"),
@@ -67,8 +69,15 @@ def closed_period(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  #
     partitions_def=BILLING_PERIODS,
     group_name="billing",
     pool=WAREHOUSE_POOL,
+    check_specs=[
+        dg.AssetCheckSpec(
+            NOTHING_IS_LEFT_UNSENT,
+            asset=STRIPE_INVOICE_ITEMS,
+            description="Earlier months have nothing left to send: metering sync --period YYYY-MM sends it.",
+        )
+    ],
 )
-def stripe_invoice_items(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+def stripe_invoice_items(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Send the closed lines of one billing period as invoice items or meter events; a second run sends nothing."""
     billing_period = context.partition_key[:7]
     _, meters, report = guarded_sync(read_settings(), billing_period=billing_period, progress=context.log.info)
@@ -89,5 +98,13 @@ def stripe_invoice_items(context: dg.AssetExecutionContext) -> dg.MaterializeRes
             "meter_events_sent": meters.sent,
             "meter_events_there_already": meters.already_confirmed,
             "meter_events_as_invoice_items": meters.as_items,
-        }
+        },
+        check_results=[
+            dg.AssetCheckResult(
+                check_name=NOTHING_IS_LEFT_UNSENT,
+                passed=not report.left_unsent,
+                severity=dg.AssetCheckSeverity.WARN,
+                metadata={"periods": ", ".join(report.left_unsent) or "none"},
+            )
+        ],
     )
