@@ -66,8 +66,8 @@ adjustments_with_approvals as (
 
 ),
 
-{# Rollover, credits and commitments carry an unapproved price on into service periods that end after its own began, whose own terms
-   are the same: into longer ones that began before it, too. #}
+{# Rollover, credits and commitments carry an unapproved price on into service periods that end after its own began, whose own
+   terms are the same; also into longer ones that began before it. #}
 first_unapproved as (
 
     select

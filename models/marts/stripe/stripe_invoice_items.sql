@@ -71,8 +71,8 @@ lines_with_unit_price as (
 
 ),
 
-{# What is in the ledger is owed whatever has become of the seeds since; nobody has confirmed a metric that is gone. Recurring fees
-   and commitments have no metric. #}
+{# What is in the ledger is owed whatever has become of the seeds since. Nobody has confirmed a metric that is gone; recurring
+   fees and commitments have none. #}
 invoice_items as (
 
     select

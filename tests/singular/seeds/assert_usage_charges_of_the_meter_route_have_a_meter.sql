@@ -5,8 +5,8 @@
     }
 ) }}
 -- A returned row is a usage charge that a subscription's usage would be metered for, without a meter to send it to.
--- Of seeds and of staging models whose seed has no tests: other models are not built, and what tests them does not run, once another
--- test of their seeds has failed.
+-- Of seeds and of staging models whose seed has no tests: other models are not built, and what tests them does not run, once
+-- another test of their seeds has failed.
 
 select distinct
     'seeds/policy/stripe_routes.csv' as seed_file,
