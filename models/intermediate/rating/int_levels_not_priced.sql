@@ -50,13 +50,17 @@ usage_at_cuts as (
 
 ),
 
-priced_growth as (
+group_segments as (
 
     select
         price_segments.service_period_id,
         price_segments.charge_code,
+        price_segments.metric_code,
         tier_sets.dimensions,
-        sum(coalesce(usage_through.quantity, 0) - coalesce(usage_before.quantity, 0)) as quantity
+        definitions.is_cumulative,
+        price_segments.segment_days,
+        price_segments.segment_start_at,
+        price_segments.segment_end_at
     from price_segments
     inner join definitions
         on price_segments.metric_code = definitions.metric_code
@@ -64,44 +68,50 @@ priced_growth as (
         on
             price_segments.charge_code = tier_sets.charge_code
             and price_segments.price_version = tier_sets.price_version
+
+),
+
+priced_growth as (
+
+    select
+        segments.service_period_id,
+        segments.charge_code,
+        segments.dimensions,
+        sum(coalesce(usage_through.quantity, 0) - coalesce(usage_before.quantity, 0)) as quantity
+    from group_segments as segments
     left join usage_at_cuts as usage_before
         on
-            price_segments.service_period_id = usage_before.service_period_id
-            and price_segments.metric_code = usage_before.metric_code
-            and tier_sets.dimensions = usage_before.dimensions
-            and price_segments.segment_start_at = usage_before.cut_at
+            segments.service_period_id = usage_before.service_period_id
+            and segments.metric_code = usage_before.metric_code
+            and segments.dimensions = usage_before.dimensions
+            and segments.segment_start_at = usage_before.cut_at
     left join usage_at_cuts as usage_through
         on
-            price_segments.service_period_id = usage_through.service_period_id
-            and price_segments.metric_code = usage_through.metric_code
-            and tier_sets.dimensions = usage_through.dimensions
-            and price_segments.segment_end_at = usage_through.cut_at
+            segments.service_period_id = usage_through.service_period_id
+            and segments.metric_code = usage_through.metric_code
+            and segments.dimensions = usage_through.dimensions
+            and segments.segment_end_at = usage_through.cut_at
+    where segments.is_cumulative
     group by
-        price_segments.service_period_id,
-        price_segments.charge_code,
-        tier_sets.dimensions
+        segments.service_period_id,
+        segments.charge_code,
+        segments.dimensions
 
 ),
 
 priced_days as (
 
     select
-        price_segments.service_period_id,
-        price_segments.charge_code,
-        tier_sets.dimensions,
-        sum(price_segments.segment_days) as days_priced
-    from price_segments
-    inner join definitions
-        on price_segments.metric_code = definitions.metric_code
-    inner join tier_sets
-        on
-            price_segments.charge_code = tier_sets.charge_code
-            and price_segments.price_version = tier_sets.price_version
-    where not definitions.is_cumulative
+        service_period_id,
+        charge_code,
+        dimensions,
+        sum(segment_days) as days_priced
+    from group_segments
+    where not is_cumulative
     group by
-        price_segments.service_period_id,
-        price_segments.charge_code,
-        tier_sets.dimensions
+        service_period_id,
+        charge_code,
+        dimensions
 
 ),
 
@@ -119,7 +129,7 @@ shares_not_priced as (
         cast(
             {{ divide_quantity(
                 'cast(usage.quantity as ' ~ quantity_type() ~ ') * (service_periods.active_days - priced_days.days_priced)',
-                'service_periods.active_days'
+                'nullif(service_periods.active_days, 0)'
             ) }} as {{ quantity_total_type() }}
         ) as quantity,
         cast(0 as bigint) as event_count,
