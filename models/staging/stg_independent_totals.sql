@@ -12,7 +12,7 @@ totals_ranked as (
     select
         *,
         row_number() over (
-            partition by metric_code, customer_id, dimensions, period_start_at, period_end_at
+            partition by metric_code, customer_id, dimensions, source, period_start_at, period_end_at
             order by received_at desc, batch_id desc, line_number desc
         ) as recency
     from independent_totals

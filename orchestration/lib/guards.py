@@ -1,12 +1,13 @@
 """Guards: Great Expectations over the measurements of fct_guard_measurements.
 
 The warehouse measures, exactly; Great Expectations judges, against the thresholds of guard_thresholds.csv, and writes
-Data Docs. A breach that guard_exceptions.csv accepts does not block.
+Data Docs. A breach that guard_exceptions.csv accepts, up to a value, does not block.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class GuardOutcome:
         is_required: whether having nothing to measure is a breach.
         measurements: subjects measured, exceptions included.
         worst: largest measured value without an exception, or None.
-        breaches: the first subjects in breach, with their values.
+        breaches: the first subjects in breach, with their values and up to which value each was accepted, or None.
         breach_count: how many there are in all.
         exceptions: breaches that guard_exceptions.csv accepts.
         passed: Great Expectations' verdict.
@@ -49,7 +50,7 @@ class GuardOutcome:
     is_required: bool
     measurements: int
     worst: float | None
-    breaches: tuple[tuple[str, float], ...]
+    breaches: tuple[tuple[str, float, float | None], ...]
     breach_count: int
     exceptions: int
     passed: bool
@@ -70,7 +71,10 @@ class GuardOutcome:
             f"{'ok  ' if self.passed else 'FAIL'} {self.guard_code}: {self.measurements:,} measured, "
             f"{self.breach_count:,} in breach ({limit} {self.unit}{worst}{accepted})"
         ]
-        lines += [f"       {subject}: {value:g}" for subject, value in self.breaches]
+        lines += [
+            f"       {subject}: {value:g}" + ("" if accepted is None else f" (accepted up to {accepted:g})")
+            for subject, value, accepted in self.breaches
+        ]
         if self.breach_count > len(self.breaches):
             lines.append(f"       and {self.breach_count - len(self.breaches):,} more")
         return "\n".join(lines)
@@ -98,7 +102,8 @@ class GuardReport:
         raise GuardBreach(
             f"Guards failed, nothing is closed or sent to Stripe:\n{found}\n"
             f"Data Docs: {self.data_docs}\n"
-            "Mend the cause, or accept a breach with its reason in seeds/policy/guard_exceptions.csv, then build again."
+            "Mend the cause, or accept a breach, up to a value and with its reason, in "
+            "seeds/policy/guard_exceptions.csv, then build again."
         )
 
 
@@ -120,6 +125,7 @@ def run_guards(warehouse: Warehouse, data_docs: Path) -> GuardReport:
                 guard_code,
                 subject,
                 cast(measured as double) as measured,
+                cast(accepted_up_to as double) as accepted_up_to,
                 is_breach,
                 exception_reason is not null as is_excepted
             from marts.fct_guard_measurements
@@ -127,7 +133,7 @@ def run_guards(warehouse: Warehouse, data_docs: Path) -> GuardReport:
             """
         )
         .frame()
-        .astype({"measured": float, "is_breach": bool, "is_excepted": bool})
+        .astype({"measured": float, "accepted_up_to": float, "is_breach": bool, "is_excepted": bool})
     )
     guards = warehouse.execute(
         """
@@ -180,10 +186,10 @@ def _outcome(
     judged = own[~own["is_excepted"]]
     in_breach = judged[judged["is_breach"]]
     breaches = tuple(
-        (str(subject), float(measured))
-        for subject, measured in zip(
-            in_breach["subject"].head(_SHOWN_BREACHES), in_breach["measured"].head(_SHOWN_BREACHES), strict=True
-        )
+        (str(subject), float(measured), None if math.isnan(accepted) else float(accepted))
+        for subject, measured, accepted in in_breach[["subject", "measured", "accepted_up_to"]]
+        .head(_SHOWN_BREACHES)
+        .itertuples(index=False, name=None)
     )
     return GuardOutcome(
         guard_code=guard_code,

@@ -128,6 +128,7 @@ GOOD_ROWS: dict[str, Row] = {
     "policy/guard_exceptions": {
         "guard_code": "accuracy",
         "subject": "NAME",
+        "accepted_up_to": "0.03",
         "reason": "Known",
         "approved_on": "2026-11-01",
     },
@@ -763,6 +764,12 @@ POLICY_CASES = {
     "meter without units": bad("stripe_meters", "units_per_quantity is positive", {"units_per_quantity": "0"}),
     "exception without reason": bad(
         "guard_exceptions", "not_null_guard_exceptions_reason", {"reason": ""}, named="subject=NAME,"
+    ),
+    "exception without a limit": bad(
+        "guard_exceptions",
+        "not_null_guard_exceptions_accepted_up_to",
+        {"accepted_up_to": ""},
+        named="subject=NAME,",
     ),
     "unknown treatment of late events": bad(
         "event_types", "late_events is adjust, review or reject", {"late_events": "ignore"}

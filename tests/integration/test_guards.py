@@ -94,9 +94,10 @@ def test_breach_blocks_until_it_is_mended_or_accepted(
         "stripe_ratio": True,
     }
     assert outcomes["accuracy"].breach_count == 1
-    ((subject, measured),) = outcomes["accuracy"].breaches
+    ((subject, measured, accepted_up_to),) = outcomes["accuracy"].breaches
     assert subject.startswith("context_tokens|cus_001|")
     assert measured == pytest.approx(0.02, abs=0.0001)
+    assert accepted_up_to is None
     assert report.data_docs.exists()
     pages = {page.parts[-4] for page in report.data_docs.parent.glob("validations/*/*/*/*.html")}
     assert pages == outcomes.keys()
@@ -194,6 +195,14 @@ def test_a_delivery_that_is_in_the_file_and_not_in_the_raw_table_blocks(warehous
 def test_an_accepted_breach_does_not_block_and_a_missing_threshold_does(warehouse: Warehouse, demo: DemoData) -> None:
     warehouse.land_lines(["{broken"] * 100)
     warehouse.build_models(MEASUREMENTS)
+    # As rows of guard_exceptions.csv would: one with a limit below the breach, then one above it.
+    warehouse.query(
+        "update marts.fct_guard_measurements set accepted_up_to = 0.001 where guard_code = 'ingestion_error_rate' returning 1"
+    )
+    with connect(warehouse.settings) as connection:
+        report = run_guards(connection, warehouse.settings.data_docs)
+    assert not report.passed
+    assert "(accepted up to 0.001)" in "".join(outcome.describe() for outcome in report.outcomes)
     warehouse.query(
         "update marts.fct_guard_measurements set exception_reason = 'known' where guard_code = 'ingestion_error_rate' returning 1"
     )

@@ -5,7 +5,7 @@ accuracy as (
     select
         'accuracy' as guard_code,
         metric_code || '|' || customer_id || '|' || dimensions || '|'
-        || {{ timestamp_text('period_start_at') }} || '|' || {{ timestamp_text('period_end_at') }} as subject,
+        || {{ timestamp_text('period_start_at') }} || '|' || {{ timestamp_text('period_end_at') }} || '|' || source as subject,
         relative_difference as measured
     from {{ ref('fct_usage_accuracy') }}
 
@@ -195,7 +195,9 @@ guard_measurements as (
         guard_thresholds.unit,
         {# Without a threshold nothing can be said to hold. #}
         coalesce(measurements.measured > guard_thresholds.threshold, true) as is_breach,
-        guard_exceptions.reason as exception_reason
+        guard_exceptions.accepted_up_to,
+        case when measurements.measured <= guard_exceptions.accepted_up_to then guard_exceptions.reason end
+            as exception_reason
     from measurements
     left join {{ ref('guard_thresholds') }} as guard_thresholds
         on measurements.guard_code = guard_thresholds.guard_code

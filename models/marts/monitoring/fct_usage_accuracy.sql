@@ -6,6 +6,19 @@ independent_totals as (
 
 ),
 
+{# Sources that counted the same are held against the same usage. #}
+counted_subjects as (
+
+    select distinct
+        metric_code,
+        customer_id,
+        dimensions,
+        period_start_at,
+        period_end_at
+    from independent_totals
+
+),
+
 usage_hourly as (
 
     select
@@ -22,11 +35,11 @@ usage_hourly as (
 usage_in_totals as (
 
     select
-        totals.metric_code,
-        totals.customer_id,
-        totals.dimensions,
-        totals.period_start_at,
-        totals.period_end_at,
+        subjects.metric_code,
+        subjects.customer_id,
+        subjects.dimensions,
+        subjects.period_start_at,
+        subjects.period_end_at,
         usage_hourly.aggregation,
         usage_hourly.percentile,
         usage_hourly.distinct_value,
@@ -35,14 +48,14 @@ usage_in_totals as (
         usage_hourly.event_keys_hash,
         usage_hourly.first_event_at,
         usage_hourly.last_event_at
-    from independent_totals as totals
+    from counted_subjects as subjects
     inner join usage_hourly
         on
-            totals.metric_code = usage_hourly.metric_code
-            and totals.customer_id = usage_hourly.customer_id
-            and totals.period_start_at <= usage_hourly.window_start_at
-            and totals.period_end_at > usage_hourly.window_start_at
-            and (totals.dimensions = '' or totals.dimensions = usage_hourly.dimensions)
+            subjects.metric_code = usage_hourly.metric_code
+            and subjects.customer_id = usage_hourly.customer_id
+            and subjects.period_start_at <= usage_hourly.window_start_at
+            and subjects.period_end_at > usage_hourly.window_start_at
+            and (subjects.dimensions = '' or subjects.dimensions = usage_hourly.dimensions)
 
 ),
 
@@ -59,6 +72,7 @@ usage_accuracy as (
             'totals.metric_code',
             'totals.customer_id',
             'totals.dimensions',
+            'totals.source',
             timestamp_text('totals.period_start_at'),
             timestamp_text('totals.period_end_at'),
         ]) }} as usage_accuracy_id,
