@@ -34,8 +34,8 @@ contracts as (
     select
         event_types.event_type,
         event_types.schema_version,
-        event_types.status,
-        {{ surrogate_key(['event_types.status', 'property_rules.rules']) }} as contract_hash
+        event_types.retired_at,
+        {{ surrogate_key([timestamp_text('event_types.retired_at'), 'property_rules.rules']) }} as contract_hash
     from event_types
     left join property_rules
         on

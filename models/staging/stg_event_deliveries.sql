@@ -311,7 +311,8 @@ deliveries_with_fragments {{ as_inlined() }} (
     select
         deliveries.*,
         event_policy.future_tolerance_minutes,
-        coalesce(event_contracts.status = 'active', false) as is_contract_active,
+        event_contracts.event_type is not null
+        and coalesce(deliveries.received_at < event_contracts.retired_at, true) as is_contract_active,
         customers.customer_id is not null as is_known_customer,
         {%- for slot in slots %}
         {%- for rule in rule_fields %}
@@ -431,7 +432,8 @@ unclear_deliveries_with_rules as (
             event_contracts.contract_hash,
             {{ hash_without_contract('known_event_types.event_type') }}
         ) as contract_hash,
-        event_contracts.status as contract_status,
+        event_contracts.event_type is not null as has_contract,
+        event_contracts.retired_at,
         customers.customer_id is not null as is_known_customer,
         unclear_deliveries_typed.landing_error_code is null
         and unclear_deliveries_typed.idempotency_key is not null
@@ -442,7 +444,8 @@ unclear_deliveries_with_rules as (
         and (unclear_deliveries_typed.corrects is null) = (unclear_deliveries_typed.correction is null)
         and coalesce(unclear_deliveries_typed.correction in ('void', 'replace'), true)
         and coalesce(unclear_deliveries_typed.corrects <> unclear_deliveries_typed.idempotency_key, true)
-        and coalesce(event_contracts.status = 'active', false)
+        and event_contracts.event_type is not null
+        and coalesce(unclear_deliveries_typed.received_at < event_contracts.retired_at, true)
         and customers.customer_id is not null as is_envelope_valid
     from unclear_deliveries_typed
     cross join event_policy
@@ -501,15 +504,18 @@ envelope_violations as (
 
     select
         delivery_id,
-        case when contract_status = 'retired' then 'retired_schema_version' else 'unknown_schema_version' end as reason_code,
+        case when has_contract then 'retired_schema_version' else 'unknown_schema_version' end as reason_code,
         'schema_version: ''' || left(schema_version_text, 100) || ''' of ' || event_type
-        || case when contract_status = 'retired' then ' is retired' else ' is not in the catalog' end as reason_message
+        || case
+            when has_contract then ' is retired since ' || {{ timestamp_text('retired_at') }} || ' UTC'
+            else ' is not in the catalog'
+        end as reason_message
     from invalid_envelopes
     where
         landing_error_code is null
         and schema_version_text is not null
         and event_type in (select event_contracts.event_type from event_contracts)
-        and coalesce(contract_status <> 'active', true)
+        and coalesce(received_at >= retired_at, not has_contract)
 
     union all
 

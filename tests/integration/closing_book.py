@@ -49,7 +49,7 @@ def price_book() -> Seeds:
     """Tiers with a cliff, packages, bounds, commitments, rollover, credits and discounts, for a customer in each currency."""
     event_key = {"event_type": "work", "schema_version": 1}
     seeds: Seeds = {
-        "catalog/event_types": [event_key | {"status": "active", "description": "work"}],
+        "catalog/event_types": [event_key | {"description": "work"}],
         "catalog/event_properties": [
             event_key
             | {"property_name": name, "data_type": data_type, "is_required": True, "minimum": minimum}

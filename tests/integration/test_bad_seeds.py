@@ -21,7 +21,7 @@ Rows = dict[str, list[Row]]
 
 # A good row of each seed. NAME becomes the name of the case, so that cases share no rows but the common ones.
 GOOD_ROWS: dict[str, Row] = {
-    "catalog/event_types": {"event_type": "NAME", "schema_version": "1", "status": "active"},
+    "catalog/event_types": {"event_type": "NAME", "schema_version": "1"},
     "catalog/event_properties": {
         "event_type": "NAME",
         "schema_version": "1",
@@ -212,7 +212,6 @@ SECOND = {"price_version": "2", "valid_from": MARCH}
 TWO_TIERS = [{}, {"price_version": "2"}]
 
 CATALOG_CASES = {
-    "event type without a status": bad("event_types", "not_null_event_types_status", {"status": ""}),
     "property without a type": bad(
         "event_properties",
         "not_null_event_properties_data_type",
@@ -284,7 +283,13 @@ CATALOG_CASES = {
         "billable_metrics", "with a minimum of at least 0 except for", {"property_name": "change"}
     ),
     "sum over what may be missing": bad(
-        "billable_metrics", "required in every active schema version", {"property_name": "tip"}
+        "billable_metrics", "required in every schema version", {"property_name": "tip"}
+    ),
+    "sum over what a retired version lacks": bad(
+        "billable_metrics",
+        "required in every schema version",
+        {},
+        event_types=[{}, {"schema_version": "2", "retired_at": "2026-10-01 00:00:00"}],
     ),
     "level of text": bad(
         "billable_metrics",

@@ -305,7 +305,7 @@ MALFORMED: list[tuple[str | dict[str, Any], str, str]] = [
     ({"occurred_at": None}, "missing_required_field", "occurred_at: is missing or blank"),
     ({"event_type": "telegram"}, "unknown_event_type", "event_type: 'telegram' is not in the catalog"),
     ({"schema_version": 99}, "unknown_schema_version", "schema_version: '99' of llm_request is not in the catalog"),
-    ({"schema_version": 2}, "retired_schema_version", "schema_version: '2' of llm_request is retired"),
+    ({"schema_version": 2}, "retired_schema_version", "schema_version: '2' of llm_request is retired since 2020-01-01 00:00:00 UTC"),
     ({"p_context_tokens": None}, "missing_required_property", "context_tokens: is required and missing"),
     ({"p_service": 7}, "wrong_property_type", "service: '7' is not of type string"),
     ({"p_context_tokens": 1.5}, "wrong_property_type", "context_tokens: '1.5' is not of type integer"),
@@ -338,7 +338,7 @@ def test_each_malformed_event_is_rejected_with_its_reason(
     warehouse_of_copy: Warehouse, project_copy: Path, make_event: MakeEvent
 ) -> None:
     with (project_copy / "seeds/catalog/event_types.csv").open("a") as stream:
-        stream.write("llm_request,2,retired,,An earlier schema\n")
+        stream.write("llm_request,2,2020-01-01 00:00:00,,An earlier schema\n")
     lines = [
         case if isinstance(case, str) else json.dumps(make_event(f"bad-{number}", **case))
         for number, (case, _, _) in enumerate(MALFORMED)
@@ -401,9 +401,9 @@ def test_a_changed_rule_of_judgement_is_noticed(
             row | {"policy_value": str(minutes)} if row["policy_code"] == "future_tolerance" else row for row in rows
         ])  # fmt: skip
 
-    def set_status(status: str) -> None:
+    def retire(retired_at: str) -> None:
         change_seed(project_copy, "catalog/event_types.csv", lambda rows: [
-            row | {"status": status} if row["event_type"] == "llm_request" else row for row in rows
+            row | {"retired_at": retired_at} if row["event_type"] == "llm_request" else row for row in rows
         ])  # fmt: skip
 
     land("early", occurred_at="2026-09-10T12:20:00Z")
@@ -425,11 +425,13 @@ def test_a_changed_rule_of_judgement_is_noticed(
     land("third")
     assert reasons_after_build() == {"early": "timestamp_in_future"}
 
-    set_status("retired")
+    retire("2026-09-10 12:00:00.000001")
     land("fourth")
+    assert reasons_after_build() == {"early": "timestamp_in_future"}
+    retire("2026-09-10 12:00:00")
     assert all("retired_schema_version" in codes for codes in reasons_after_build().values())
     assert warehouse.outcome_counts() == {"accepted": 0, "duplicate": 0, "rejected": landed}
-    set_status("active")
+    retire("")
     assert reasons_after_build() == {"early": "timestamp_in_future"}
 
     # While the rules hold nothing is compared; unless builds that overlapped left the rules of each.
@@ -472,7 +474,7 @@ def test_a_metric_or_event_type_that_comes_and_goes(
         ]
     )
     for number, (types, metrics) in enumerate(
-        [("", ""), ("telegram,1,active,,Telegram\n", ""), ("telegram,1,active,,Telegram\n", metric)] * 2
+        [("", ""), ("telegram,1,,,Telegram\n", ""), ("telegram,1,,,Telegram\n", metric)] * 2
     ):
         write(types, metrics)
         warehouse_of_copy.land_events([make_event(f"n{number}", event_type="telegram", properties={})])

@@ -233,7 +233,7 @@ class Draw:
     def _catalog(self) -> list[DrawnMetric]:
         for event_type, properties in PROPERTIES.items():
             key = {"event_type": event_type, "schema_version": 1}
-            self.seeds["catalog/event_types"].append(key | {"status": "active", "description": event_type})
+            self.seeds["catalog/event_types"].append(key | {"description": event_type})
             for name, data_type, is_required, minimum in properties:
                 self.seeds["catalog/event_properties"].append(
                     key

@@ -1,6 +1,6 @@
 {{ config(
     meta={
-        'rule': 'the property of a metric is required in every active schema version of its event type; it is a number except for unique_count, with a minimum of at least 0 except for unique_count and weighted_sum',
+        'rule': 'the property of a metric is required in every schema version of its event type; it is a number except for unique_count, with a minimum of at least 0 except for unique_count and weighted_sum',
         'dagster': {'ref': {'name': 'billable_metrics'}}
     }
 ) }}
@@ -27,7 +27,6 @@ left join {{ ref('event_properties') }} as properties
         and metrics.property_name = properties.property_name
 where
     metrics.aggregation <> 'count'
-    and event_types.status = 'active'
     and (
         not coalesce(properties.is_required, false)
         or (metrics.aggregation <> 'unique_count' and properties.data_type not in ('integer', 'decimal'))
