@@ -87,7 +87,7 @@ records as (
         line,
         try_parse_json(line) as record,
         coalesce(left(to_json(try_parse_json(line)), 1) = '{', false) as is_object,
-        coalesce(try_parse_json(line):specversion is not null, false) as is_cloud_event
+        coalesce(try_parse_json(line):specversion::varchar is not null, false) as is_cloud_event
     from raw.landed_records_new
     where trim(line) <> ''
     -- Snowpipe forgets a file after 14 days and may then load it again; a line of a file still lands once.

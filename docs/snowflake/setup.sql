@@ -135,10 +135,10 @@ grant role metering_sync to user metering_scheduler_service;
 
 -- The models take these for granted and dbt cannot set them: UTC, timestamps without a zone, text of times to the microsecond,
 -- weeks that follow ISO 8601. A lock that a dead session left ends a build after ten minutes instead of twelve hours.
-alter user metering_loader_service set timezone = 'UTC', timestamp_type_mapping = 'TIMESTAMP_NTZ', timestamp_input_format = 'AUTO', timestamp_ntz_output_format = 'YYYY-MM-DD HH24:MI:SS.FF6', date_output_format = 'YYYY-MM-DD', week_start = 1, week_of_year_policy = 0, lock_timeout = 600;
-alter user metering_transformer_service set timezone = 'UTC', timestamp_type_mapping = 'TIMESTAMP_NTZ', timestamp_input_format = 'AUTO', timestamp_ntz_output_format = 'YYYY-MM-DD HH24:MI:SS.FF6', date_output_format = 'YYYY-MM-DD', week_start = 1, week_of_year_policy = 0, lock_timeout = 600;
-alter user metering_sync_service set timezone = 'UTC', timestamp_type_mapping = 'TIMESTAMP_NTZ', timestamp_input_format = 'AUTO', timestamp_ntz_output_format = 'YYYY-MM-DD HH24:MI:SS.FF6', date_output_format = 'YYYY-MM-DD', week_start = 1, week_of_year_policy = 0, lock_timeout = 600;
-alter user metering_scheduler_service set timezone = 'UTC', timestamp_type_mapping = 'TIMESTAMP_NTZ', timestamp_input_format = 'AUTO', timestamp_ntz_output_format = 'YYYY-MM-DD HH24:MI:SS.FF6', date_output_format = 'YYYY-MM-DD', week_start = 1, week_of_year_policy = 0, lock_timeout = 600;
+alter user metering_loader_service set timezone = 'UTC', timestamp_type_mapping = 'TIMESTAMP_NTZ', timestamp_input_format = 'AUTO', timestamp_ntz_output_format = 'YYYY-MM-DD HH24:MI:SS.FF6', date_input_format = 'YYYY-MM-DD', date_output_format = 'YYYY-MM-DD', week_start = 1, week_of_year_policy = 0, lock_timeout = 600;
+alter user metering_transformer_service set timezone = 'UTC', timestamp_type_mapping = 'TIMESTAMP_NTZ', timestamp_input_format = 'AUTO', timestamp_ntz_output_format = 'YYYY-MM-DD HH24:MI:SS.FF6', date_input_format = 'YYYY-MM-DD', date_output_format = 'YYYY-MM-DD', week_start = 1, week_of_year_policy = 0, lock_timeout = 600;
+alter user metering_sync_service set timezone = 'UTC', timestamp_type_mapping = 'TIMESTAMP_NTZ', timestamp_input_format = 'AUTO', timestamp_ntz_output_format = 'YYYY-MM-DD HH24:MI:SS.FF6', date_input_format = 'YYYY-MM-DD', date_output_format = 'YYYY-MM-DD', week_start = 1, week_of_year_policy = 0, lock_timeout = 600;
+alter user metering_scheduler_service set timezone = 'UTC', timestamp_type_mapping = 'TIMESTAMP_NTZ', timestamp_input_format = 'AUTO', timestamp_ntz_output_format = 'YYYY-MM-DD HH24:MI:SS.FF6', date_input_format = 'YYYY-MM-DD', date_output_format = 'YYYY-MM-DD', week_start = 1, week_of_year_policy = 0, lock_timeout = 600;
 
 ---------- customers who read their own usage
 -- Which Snowflake user may see which customer. Nobody is listed, so nobody sees anything, until an administrator inserts a row.

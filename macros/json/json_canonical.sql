@@ -13,5 +13,5 @@
 {%- endmacro %}
 
 {% macro snowflake__json_canonical(document) -%}
-    to_json(parse_json({{ document }}))
+    to_json(try_parse_json({{ document }}))
 {%- endmacro %}

@@ -7,5 +7,5 @@
 {%- endmacro %}
 
 {% macro snowflake__json_fragment(document, path) -%}
-    to_json(get(parse_json({{ document }}), {{ path }}))
+    to_json(get(try_parse_json({{ document }}), {{ path }}))
 {%- endmacro %}

@@ -7,5 +7,5 @@
 {%- endmacro %}
 
 {% macro snowflake__json_text(document, path) -%}
-    cast(get(parse_json({{ document }}), {{ path }}) as varchar)
+    cast(get(try_parse_json({{ document }}), {{ path }}) as varchar)
 {%- endmacro %}

@@ -1,3 +1,3 @@
 {% macro local_month_label(local_at) -%}
-    left(cast(cast({{ local_at }} as date) as varchar), 7)
+    left({{ timestamp_text('cast(' ~ local_at ~ ' as datetime)') }}, 7)
 {%- endmacro %}

@@ -378,6 +378,7 @@ unclear_deliveries {{ as_materialized() }} (
 
 ),
 
+{# Blanks and nothing else: what else trim takes off by itself differs between engines. #}
 unclear_deliveries_typed as (
 
     select
@@ -386,22 +387,22 @@ unclear_deliveries_typed as (
         batch_id,
         line_number,
         source,
-        case when trim(idempotency_key) <> '' then idempotency_key end as idempotency_key,
-        case when trim(customer_id) <> '' then customer_id end as customer_id,
-        case when trim(corrects) <> '' then corrects end as corrects,
+        case when trim(idempotency_key, ' ') <> '' then idempotency_key end as idempotency_key,
+        case when trim(customer_id, ' ') <> '' then customer_id end as customer_id,
+        case when trim(corrects, ' ') <> '' then corrects end as corrects,
 
         ---------- strings
-        case when trim(event_type) <> '' then event_type end as event_type,
-        nullif(trim(correction), '') as correction,
+        case when trim(event_type, ' ') <> '' then event_type end as event_type,
+        nullif(trim(correction, ' '), '') as correction,
         case
             when properties is null then '{}'
             when {{ is_json_object('properties') }} then properties
             {# A void has nothing to count. #}
-            when trim(correction) = 'void' then '{}'
+            when trim(correction, ' ') = 'void' then '{}'
         end as properties,
         left(properties, 100) as properties_text,
-        nullif(trim(schema_version), '') as schema_version_text,
-        nullif(trim(occurred_at), '') as occurred_at_text,
+        nullif(trim(schema_version, ' '), '') as schema_version_text,
+        nullif(trim(occurred_at, ' '), '') as occurred_at_text,
         landing_error_code,
         landing_error,
 
@@ -412,12 +413,12 @@ unclear_deliveries_typed as (
         case
             when
                 cast({{ dbt.safe_cast('schema_version', 'integer') }} as varchar)
-                = trim(schema_version)
+                = trim(schema_version, ' ')
                 then {{ dbt.safe_cast('schema_version', 'integer') }}
         end as schema_version,
 
         ---------- timestamps
-        {{ parse_timestamp('trim(occurred_at)') }} as occurred_at,
+        {{ parse_timestamp("trim(occurred_at, ' ')") }} as occurred_at,
         received_at
     from unclear_deliveries
 
@@ -1025,10 +1026,13 @@ outcomes_sequenced as (
 
     select
         outcomes.*,
+        {# Of a type that no value changes: a literal is of as many digits as it has on Snowflake. #}
         {% if load_relation(this) %}
-        (select coalesce(max(staged_before.stage_sequence), 0) + 1 from {{ this }} as staged_before) as stage_sequence,
+        cast(
+            (select coalesce(max(staged_before.stage_sequence), 0) + 1 from {{ this }} as staged_before) as bigint
+        ) as stage_sequence,
         {% else %}
-        1 as stage_sequence,
+        cast(1 as bigint) as stage_sequence,
         {% endif %}
         (select rules_in_force.rules_hash from rules_in_force) as rules_hash
     from outcomes

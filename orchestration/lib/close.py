@@ -145,7 +145,7 @@ def close_periods(
                 f"code {stamps.code_revision[:20]}"
             )
             with warehouse.transaction():
-                report = _append(warehouse, billing_period, scope, build, stamps, adjustments_only)
+                report = _append(warehouse, billing_period, scope, customers, build, stamps, adjustments_only)
             progress(report.describe())
             reports.append(report)
         export_runs(warehouse, settings.ledger_exports, progress=progress)
@@ -183,6 +183,11 @@ def _scope(warehouse: Warehouse, customers: Sequence[str]) -> list[str]:
     if unknown:
         raise CloseRefused(f"Not in dim_customers: {', '.join(unknown)}. Nothing was closed.")
     return [customer_id for customer_id in known if not customers or customer_id in customers]
+
+
+def _in_scope(warehouse: Warehouse, customers: Sequence[str]) -> str:
+    """SQL for whether a row is of a customer in scope. Snowflake limits how many values a list may have."""
+    return f"customer_id in ({', '.join(map(warehouse.literal, customers)) or _KNOWN_CUSTOMERS})"
 
 
 def _over_at(warehouse: Warehouse, billing_period: str, scope: Sequence[str]) -> tuple[datetime, datetime, str]:
@@ -223,6 +228,7 @@ def _append(
     warehouse: Warehouse,
     billing_period: str,
     scope: Sequence[str],
+    customers: Sequence[str],
     build: Build,
     stamps: _Stamps,
     adjustments_only: bool,
@@ -244,13 +250,16 @@ def _append(
         ).rows
     }
     to_close = [] if adjustments_only else [customer_id for customer_id in scope if customer_id not in closed]
-    billed = [customer_id for customer_id in scope if customer_id in closed] if adjustments_only else to_close
     ((number,),) = warehouse.execute(
         "select count(*) + 1 from ledger.billing_runs where billing_period = ?", [billing_period]
     ).rows
     run_id = f"{billing_period}.{number}"
     closed_at = datetime.now(UTC).replace(tzinfo=None)
-    of_customers = f"customer_id in ({', '.join(map(warehouse.literal, billed)) or 'null'})"
+    in_scope = _in_scope(warehouse, customers)
+    of_customers = (
+        f"{in_scope} and customer_id {'in' if adjustments_only else 'not in'} "
+        "(select customer_id from ledger.closed_periods where billing_period = $billing_period)"
+    )
     is_period = not adjustments_only
     warehouse.execute(
         f"""
@@ -339,7 +348,6 @@ def _append(
                 len(to_close), lines, closed_at,
             ],
         )  # fmt: skip
-    in_scope = f"customer_id in ({', '.join(map(warehouse.literal, scope)) or 'null'})"
     ((waiting,),) = warehouse.execute(
         f"select count(*) from intermediate.int_pending_adjustments where {in_scope} and adjustment_status <> 'ready'"
     ).rows

@@ -487,7 +487,9 @@ def _insert_line_records(
 
     properties = either("f.data", "f.properties")
     # Without one of the two there is no key: events that lack it would be taken for copies of one another.
-    cloud_event_key = "case when trim(f.source) <> '' and trim(f.id) <> '' then to_json([f.source, f.id])::varchar end"
+    cloud_event_key = (
+        "case when trim(f.source, ' ') <> '' and trim(f.id, ' ') <> '' then to_json([f.source, f.id])::varchar end"
+    )
     with _any_order(connection):
         connection.execute(
             f"""

@@ -34,7 +34,7 @@ def price_book_hash(project: Path) -> str:
     Raises:
         MeteringError: a seed is not UTF-8.
     """
-    lines = [f"{path.stem} {hashlib.sha256(text.strip().encode()).hexdigest()}" for path, text in _seeds(project)]
+    lines = [f"{path.stem} {hashlib.sha256(text.strip().encode()).hexdigest()}" for path, text in seed_texts(project)]
     return hashlib.md5("\n".join(sorted(lines)).encode(), usedforsecurity=False).hexdigest()
 
 
@@ -52,7 +52,7 @@ def record_price_book(warehouse: Warehouse, project: Path) -> str:
     """
     digest = price_book_hash(project)
     recorded_at = datetime.now(UTC).replace(tzinfo=None)
-    seeds = [(path.relative_to(project / "seeds").as_posix(), text) for path, text in _seeds(project)]
+    seeds = [(path.relative_to(project / "seeds").as_posix(), text) for path, text in seed_texts(project)]
     rows = " union all ".join("select ? as seed, ? as content" for _ in seeds)
     warehouse.execute(
         f"""
@@ -117,7 +117,12 @@ def _not_utf8(path: Path, error: UnicodeDecodeError) -> MeteringError:
     return MeteringError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8, as dbt reads it.")
 
 
-def _seeds(project: Path) -> Iterator[tuple[Path, str]]:
+def seed_texts(project: Path) -> Iterator[tuple[Path, str]]:
+    """Path and text of each seed, in the order of their paths.
+
+    Raises:
+        MeteringError: one is not UTF-8.
+    """
     for path in sorted((project / "seeds").rglob("*.csv")):
         try:
             yield path, path.read_bytes().decode("utf-8")

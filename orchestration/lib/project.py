@@ -255,10 +255,13 @@ def build(settings: Settings, *, as_of: str | None = None, full_refresh: bool = 
 
     Raises:
         BuildError: a seed, model or test failed.
+        MeteringError: a seed has a cell that is not plain; nothing was built.
     """
     from orchestration.lib.price_book import record_price_book
+    from orchestration.lib.seed_cells import require_plain_cells
     from orchestration.lib.warehouse import connect
 
+    require_plain_cells(settings.project)
     with connect(settings) as warehouse:
         record_price_book(warehouse, settings.project)
     # Unit tests prove the models, not the data: they run in make test.

@@ -21,6 +21,7 @@ from orchestration.lib.billing_period import require_billing_period
 from orchestration.lib.price_book import price_book_hash, seed_columns
 from orchestration.lib.project import MeteringError, Progress, Settings
 from orchestration.lib.scenario import Scenario, beside_the_present
+from orchestration.lib.seed_cells import require_plain_cells
 from orchestration.lib.warehouse import Build, Warehouse, connect, require_marts, require_successful_build
 
 PRICING = "pricing"
@@ -111,7 +112,8 @@ def what_if(
 
     Raises:
         BuildError: the price book breaks a rule; what was printed names file, row and rule.
-        MeteringError: a file or column is not known, a period is none, or the present has no successful build.
+        MeteringError: a file or column is not known, a cell is not plain, a period is none, or the present has no
+            successful build.
     """
     _check_periods(from_period, to_period)
     seeds = _read_price_book(price_book, settings.project / "seeds" / PRICING)
@@ -121,6 +123,7 @@ def what_if(
     with beside_the_present(settings, "whatif", name, keep=keep) as scenario:
         for seed, path in seeds.items():
             shutil.copy(path, scenario.seeds / PRICING / f"{seed}.csv")
+        require_plain_cells(scenario.settings.project)
         manifest = scenario.present_manifest(as_of=present.as_of)
         nodes = json.loads(manifest.read_text(encoding="utf-8"))
         models = _models_behind(nodes, list(seeds))

@@ -436,7 +436,7 @@ usage_by_properties as (
                     as {{ quantity_total_type() }}
                 )
         end as value_microseconds,
-        1 as event_count,
+        cast(1 as bigint) as event_count,
         {{ event_key_number('usage.idempotency_key') }} as event_keys_hash,
         usage.occurred_at as first_event_at,
         usage.occurred_at as last_event_at,
@@ -673,8 +673,8 @@ usage_no_longer_metered as (
         metered.distinct_value,
         cast(null as {{ quantity_total_type() }}) as quantity,
         cast(null as {{ quantity_total_type() }}) as quantity_microseconds,
-        0 as event_count,
-        0 as event_keys_hash,
+        cast(0 as bigint) as event_count,
+        cast(0 as {{ event_keys_hash_type() }}) as event_keys_hash,
         metered.first_event_at,
         metered.last_event_at,
         metered.hour_start_at,
@@ -739,8 +739,8 @@ usage_hourly_to_write as (
         cast(null as varchar) as distinct_value,
         cast(null as {{ quantity_total_type() }}) as quantity,
         cast(null as {{ quantity_total_type() }}) as quantity_microseconds,
-        0 as event_count,
-        0 as event_keys_hash,
+        cast(0 as bigint) as event_count,
+        cast(0 as {{ event_keys_hash_type() }}) as event_keys_hash,
         cast(null as datetime) as first_event_at,
         cast(null as datetime) as last_event_at,
         cast(null as datetime) as hour_start_at,
@@ -762,7 +762,7 @@ usage_hourly_to_write as (
         cast(null as varchar) as distinct_value,
         cast(null as {{ quantity_total_type() }}) as quantity,
         cast(null as {{ quantity_total_type() }}) as quantity_microseconds,
-        0 as event_count,
+        cast(0 as bigint) as event_count,
         cast(event_keys_hash as {{ event_keys_hash_type() }}) as event_keys_hash,
         cast(null as datetime) as first_event_at,
         cast(null as datetime) as last_event_at,
@@ -783,9 +783,11 @@ usage_hourly_sequenced as (
 
     select
         usage_hourly_to_write.*,
-        (
-            select coalesce(max(deliveries.stage_sequence), 0)
-            from {{ ref('stg_event_deliveries') }} as deliveries
+        cast(
+            (
+                select coalesce(max(deliveries.stage_sequence), 0)
+                from {{ ref('stg_event_deliveries') }} as deliveries
+            ) as bigint
         ) as stage_sequence
     from usage_hourly_to_write
 

@@ -52,15 +52,38 @@ by_object as (
         sum(
             case when (is_undone and step = 'intent') or (not is_undone and step = 'failed') then 1 else 0 end
         ) as refusals,
-        max_by(http_status, case when step = 'failed' then logged_at end) as http_status,
-        max_by(error_code, case when step = 'failed' then logged_at end) as error_code,
-        max_by(error_body, case when step = 'failed' then logged_at end) as error_body,
-        max_by(request_id, case when step = 'failed' then logged_at end) as request_id,
         max_by(idempotency_key, case when step = 'intent' then logged_at end) as idempotency_key,
         min(logged_at) as first_tried_at,
         max(logged_at) as last_tried_at
     from outcomes
     group by stripe_account, entity, entity_key
+
+),
+
+{# Whole, with what it lacks: max_by leaves rows without a value out on one engine and not on the other. #}
+refusals_ranked as (
+
+    select
+        stripe_account,
+        entity,
+        entity_key,
+        request_id,
+        error_code,
+        error_body,
+        http_status,
+        row_number() over (
+            partition by stripe_account, entity, entity_key
+            order by logged_at desc, attempt_id desc
+        ) as recency
+    from outcomes
+    where step = 'failed'
+
+),
+
+last_refusals as (
+
+    select * from refusals_ranked
+    where recency = 1
 
 ),
 
@@ -85,24 +108,29 @@ problems as (
         by_object.entity,
         by_object.entity_key,
         by_object.customer_id,
-        by_object.request_id,
+        last_refusals.request_id,
         by_object.idempotency_key,
 
         ---------- strings
         by_object.billing_period,
         {# A try without a refusal may have arrived. #}
         case when by_object.refusals = by_object.tries then 'refused' else 'unknown' end as outcome,
-        by_object.error_code,
-        by_object.error_body,
+        last_refusals.error_code,
+        last_refusals.error_body,
 
         ---------- numerics
         cast(by_object.tries as bigint) as tries,
-        by_object.http_status,
+        last_refusals.http_status,
 
         ---------- timestamps
         by_object.first_tried_at,
         by_object.last_tried_at
     from by_object
+    left join last_refusals
+        on
+            by_object.stripe_account = last_refusals.stripe_account
+            and by_object.entity = last_refusals.entity
+            and by_object.entity_key = last_refusals.entity_key
     left join settled_by_item
         on
             by_object.stripe_account = settled_by_item.stripe_account

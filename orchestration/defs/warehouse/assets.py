@@ -11,6 +11,7 @@ from dagster_dbt import DbtCliResource, dbt_assets
 from orchestration.defs.pools import WAREHOUSE_POOL
 from orchestration.lib.price_book import record_price_book
 from orchestration.lib.project import PROJECT_DIR, dbt_environment, ensure_manifest, read_settings
+from orchestration.lib.seed_cells import require_plain_cells
 from orchestration.lib.warehouse import connect
 
 MANIFEST = ensure_manifest(read_settings())
@@ -31,6 +32,7 @@ def dbt_resource() -> DbtCliResource:
 def dbt_models(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterator[Any]:
     """dbt build of what the run selects."""
     settings = read_settings()
+    require_plain_cells(settings.project)
     with connect(settings) as warehouse:
         record_price_book(warehouse, settings.project)
     with dbt_environment(settings):
