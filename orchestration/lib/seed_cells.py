@@ -29,14 +29,14 @@ _FORMS = {
 
 
 def require_plain_cells(project: Path) -> None:
-    """Check every cell of a project's seeds.
+    """Check every row and cell of a project's seeds.
 
     Args:
         project: the dbt project, whose YAML declares the types of the columns.
 
     Raises:
-        MeteringError: cells are the word null, nothing but blanks, or dates in another form; the message names the
-            first of them by file, line and column. Or a seed is not UTF-8.
+        MeteringError: cells are the word null, nothing but blanks, or dates in another form, or a row has too few or
+            too many; the message names the first of them by file, line and column. Or a seed is not UTF-8.
     """
     types = _column_types(project)
     found = [
@@ -59,10 +59,12 @@ def _column_types(project: Path) -> dict[str, Mapping[str, str]]:
 
 
 def _problems(text: str, types: Mapping[str, str]) -> Iterator[tuple[int, str]]:
-    """Each cell that is not plain: its line, and what is wrong with it."""
+    """Each row and cell that is not plain: its line, and what is wrong with it."""
     reader = csv.reader(io.StringIO(text, newline=""))
     columns = next(reader, [])
     for row in reader:
+        if row and len(row) != len(columns):
+            yield reader.line_num, f"has {len(row)} cells, and line 1 names {len(columns)} columns."
         for column, cell in zip(columns, row, strict=False):
             pattern, form = _FORMS.get(types.get(column, ""), (None, ""))
             if cell and cell.strip().lower() in ("", "null"):

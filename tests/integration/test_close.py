@@ -346,6 +346,55 @@ def test_a_discount_on_another_plans_charge_changes_no_terms(two_months: Warehou
     assert {plan for plan, _, _ in terms() - before} == {"standard-eur"}
 
 
+def test_terms_hold_what_flows_in_from_other_service_periods(two_months: Warehouse, project_copy: Path) -> None:
+    """Rollover, and a commitment by the days of another plan: else their change would be billed as if it were usage."""
+    warehouse = two_months
+
+    def write(seed: str, *rows: str) -> None:
+        path = project_copy / "seeds" / seed
+        key = rows[0].split(",")[0]
+        lines = [line for line in path.read_text().splitlines() if not line.startswith(f"{key},")]
+        path.write_text("\n".join([*lines, *rows]) + "\n")
+
+    def terms(included: int, committed: int, *select: str) -> set[Row]:
+        write(
+            "pricing/entitlements.csv",
+            "usd-context,,100,none,50,2026-01-01 00:00:00,2026-07-01 00:00:00",
+            f"usd-context,,{included},none,50,2026-07-01 00:00:00,2026-08-01 00:00:00",
+            "usd-context,,100,none,0,2026-08-01 00:00:00,",
+        )
+        write(
+            "pricing/commitments.csv",
+            f"cus-000-monthly,sub_000,USD,{committed},service_period,2026-06-01 00:00:00,2026-06-11 00:00:00",
+        )
+        build(warehouse, AFTER_SEPTEMBER, *select, "int_service_period_terms")
+        return set(
+            warehouse.query(
+                "select plan_code, strftime(service_period_start_at, '%Y-%m-%d'), terms_hash "
+                "from intermediate.int_service_period_terms inner join intermediate.int_service_periods "
+                "using (service_period_id) where subscription_id = 'sub_000'"
+            )
+        )
+
+    write("pricing/plans.csv", "second-usd,second-usd,1,Second,month,USD,A second plan")
+    write(
+        "accounts/subscriptions.csv",
+        "sub_000,cus_000,standard-usd,UTC,,2026-01-01 00:00:00,2026-06-21 00:00:00",
+        "sub_000,cus_000,second-usd,UTC,,2026-06-21 00:00:00,2026-07-01 00:00:00",
+        "sub_000,cus_000,standard-usd,UTC,,2026-07-01 00:00:00,",
+    )
+    before = terms(100, 250, "+int_commitments_due")
+    after = terms(90, 500, "entitlements", "int_included_quantities", "commitments", "int_commitments_due")
+    assert {row[:2] for row in after - before} == {
+        # The entitlement's own month, and August, into which it rolls over. September gets nothing from August.
+        ("standard-usd", "2026-07-01"),
+        ("standard-usd", "2026-08-01"),
+        # June is trued up on the second plan's service period, although the commitment had ended before it.
+        ("standard-usd", "2026-06-01"),
+        ("second-usd", "2026-06-21"),
+    }
+
+
 def test_two_closes_at_once_append_once(two_months: Warehouse) -> None:
     """Two sessions of one process, the second inside the first's transaction: one appends, the other is told."""
     warehouse = two_months

@@ -56,6 +56,8 @@ def test_plain_cells_pass(tmp_path: Path, row: str) -> None:
         ("a,01/10/2026,,", "valid_from = '01/10/2026' is not written YYYY-MM-DD HH:MM:SS, without an offset."),
         ("a,2026-10-01T00:00:00Z,,", "valid_from = '2026-10-01T00:00:00Z' is not written"),
         ("a,1764288000,,", "valid_from = '1764288000' is not written"),
+        ("a,,", "has 3 cells, and line 1 names 4 columns."),
+        ("a,,,,", "has 5 cells, and line 1 names 4 columns."),
         ("a,,2026-10-01 00:00:00,", "decided_on = '2026-10-01 00:00:00' is not written YYYY-MM-DD."),
     ],
 )

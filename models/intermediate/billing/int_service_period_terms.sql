@@ -51,6 +51,12 @@ commitments as (
 
 ),
 
+commitments_due as (
+
+    select * from {{ ref('int_commitments_due') }}
+
+),
+
 credit_grants as (
 
     select * from {{ ref('int_credit_grants') }}
@@ -141,6 +147,76 @@ tiers_by_version as (
 
 ),
 
+{# Service periods of charges with rollover, in their order; each that lets nothing through begins a chain of its own. #}
+charges_with_rollover as (
+
+    select distinct
+        service_periods.subscription_id,
+        service_periods.plan_code,
+        included_quantities.charge_code
+    from included_quantities
+    inner join service_periods
+        on included_quantities.service_period_id = service_periods.service_period_id
+    where included_quantities.rollover_limit > 0
+
+),
+
+entitlements_in_order as (
+
+    select
+        service_periods.service_period_id,
+        service_periods.subscription_id,
+        service_periods.plan_code,
+        charges_with_rollover.charge_code,
+        service_periods.service_period_number,
+        {{ event_key_number(surrogate_key([
+            'service_periods.service_period_number', 'included_quantities.included_quantity', 'included_quantities.rollover_limit'
+        ])) }} as entitlement_number,
+        lag(coalesce(included_quantities.rollover_limit, 0), 1, 0) over (
+            partition by
+                service_periods.subscription_id, service_periods.plan_code, charges_with_rollover.charge_code
+            order by service_periods.service_period_number
+        ) as rollover_limit_before
+    from charges_with_rollover
+    inner join service_periods
+        on
+            charges_with_rollover.subscription_id = service_periods.subscription_id
+            and charges_with_rollover.plan_code = service_periods.plan_code
+    left join included_quantities
+        on
+            service_periods.service_period_id = included_quantities.service_period_id
+            and charges_with_rollover.charge_code = included_quantities.charge_code
+
+),
+
+entitlement_chains as (
+
+    select
+        *,
+        sum(case when rollover_limit_before > 0 then 0 else 1 end) over (
+            partition by subscription_id, plan_code, charge_code
+            order by service_period_number
+            rows between unbounded preceding and current row
+        ) as chain_number
+    from entitlements_in_order
+
+),
+
+rolled_over_terms as (
+
+    select
+        service_period_id,
+        charge_code,
+        rollover_limit_before,
+        sum(entitlement_number) over (
+            partition by subscription_id, plan_code, charge_code, chain_number
+            order by service_period_number
+            rows between unbounded preceding and current row
+        ) as chain_terms
+    from entitlement_chains
+
+),
+
 charges_of_grants as (
 
     select
@@ -219,6 +295,16 @@ terms as (
 
     union all
 
+    {# What earlier service periods may have left over came by their entitlements. #}
+    select
+        service_period_id,
+        'rollover' as term_kind,
+        {{ surrogate_key(['charge_code', 'chain_terms']) }} as term
+    from rolled_over_terms
+    where rollover_limit_before > 0
+
+    union all
+
     select
         service_periods.service_period_id,
         'discount' as term_kind,
@@ -266,6 +352,16 @@ terms as (
                 or service_periods.service_period_start_at
                 < {{ local_to_utc('commitments.valid_to', 'service_periods.time_zone') }}
             )
+
+    union all
+
+    {# By the days of all phases in the full period, also those of another plan. That of a term is its amount. #}
+    select
+        service_period_id,
+        'true-up' as term_kind,
+        {{ surrogate_key(['commitment_code', 'committed_minor']) }} as term
+    from commitments_due
+    where true_up = 'service_period'
 
     union all
 
