@@ -196,6 +196,26 @@ instants_that_count as (
     from candidates_that_may_be_listed
     where corrected_occurred_at is not null
 
+    union
+
+    {# What an earlier replacement counts, a later correction takes away. #}
+    select
+        candidates.idempotency_key,
+        candidates.customer_id,
+        candidates.event_type,
+        replacements.occurred_at as instant
+    from candidates_that_may_be_listed as candidates
+    inner join chains
+        on candidates.idempotency_key = chains.idempotency_key
+    inner join chains as replacements
+        on
+            chains.corrected_key = replacements.corrected_key
+            and chains.idempotency_key <> replacements.idempotency_key
+            and chains.received_at >= replacements.received_at
+    where
+        replacements.correction = 'replace'
+        and replacements.customer_id = replacements.corrected_customer_id
+
 ),
 
 {# Usage that no service period prices can be late for none. #}
