@@ -937,18 +937,15 @@ def period_bound(period: ServicePeriod, segments: Sequence[Segment], column: str
     bounds = [number(segment.version.row.get(column)) for segment in segments]
     if all(bound is None for bound in bounds) or (column == "maximum_amount" and None in bounds):
         return None
-    in_force = [
-        (segment, bound)
-        for segment, bound in zip(segments, bounds, strict=True)
-        if segment.version.is_prorated or segment.span.start == period.start
+    shares = [
+        Fraction(period.days(segment.span), period.full_days)
+        if segment.version.is_prorated
+        else Fraction(segment.span.start == period.start)
+        for segment in segments
     ]
-    if column == "maximum_amount" and not in_force:
+    if column == "maximum_amount" and sum(shares) == 0:
         return None
-    total = ZERO
-    for segment, bound in in_force:
-        share = Fraction(period.days(segment.span), period.full_days) if segment.version.is_prorated else 1
-        total += (bound or ZERO) * share
-    return rounded(total, decimals)
+    return rounded(sum((bound or ZERO) * share for bound, share in zip(bounds, shares, strict=True)), decimals)
 
 
 class Oracle:
