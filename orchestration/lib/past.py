@@ -183,7 +183,7 @@ def _price_book_at(warehouse: Warehouse, instant: datetime) -> str:
             on started.invocation_id = finished.invocation_id and finished.step = 'finished'
         where
             started.step = 'started'
-            and started.is_whole
+            and finished.is_whole
             and finished.failed_nodes = 0
             and started.logged_at <= cast(? as datetime)
         order by started.logged_at desc

@@ -288,7 +288,7 @@ class Build:
 def require_successful_build(warehouse: Warehouse) -> Build:
     """Check that the marts are those of a build that ended without a failure.
 
-    A build that failed a test, or died, has left marts that nobody vouches for.
+    A build that failed a test, died, or left something out has left marts that nobody vouches for.
 
     Returns:
         That build.
@@ -300,8 +300,8 @@ def require_successful_build(warehouse: Warehouse) -> Build:
         """
         select
             started.logged_at,
-            started.is_whole,
             finished.failed_nodes,
+            finished.is_whole,
             started.invocation_id,
             started.as_of,
             started.price_book_hash
@@ -315,17 +315,17 @@ def require_successful_build(warehouse: Warehouse) -> Build:
     ).fetchone()
     if row is None:
         raise MeteringError("Nothing has been built yet: run metering build first.")
-    started_at, is_whole, failed_nodes, invocation_id, as_of, price_book_hash = row
-    if not is_whole:
-        raise MeteringError(
-            f"The last run of dbt, at {started_at} UTC, built or tested only a part, so nobody vouches for the whole: "
-            "run metering build."
-        )
+    started_at, failed_nodes, is_whole, invocation_id, as_of, price_book_hash = row
     if failed_nodes is None:
         raise MeteringError(f"The last build, of {started_at} UTC, did not end: run metering build again.")
     if failed_nodes > 0:
         raise MeteringError(
             f"The last build, of {started_at} UTC, failed in {failed_nodes} nodes: "
             "mend that and run metering build again."
+        )
+    if not is_whole:
+        raise MeteringError(
+            f"The last run of dbt, at {started_at} UTC, built or tested only a part, as dbt retry does, or without "
+            "rows, so nobody vouches for the whole: run metering build."
         )
     return Build(invocation_id, as_of, price_book_hash)
