@@ -62,7 +62,8 @@
         logged_at datetime not null,
         as_of datetime not null,
         failed_nodes bigint,
-        price_book_hash varchar
+        price_book_hash varchar,
+        code_revision varchar
     )",
     "create table if not exists ops.stripe_sync_log (
         attempt_id varchar not null,

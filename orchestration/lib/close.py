@@ -15,9 +15,16 @@ from zoneinfo import ZoneInfo
 from orchestration.lib.billing_period import require_billing_period
 from orchestration.lib.guards import run_guards
 from orchestration.lib.ledger_export import export_runs
-from orchestration.lib.price_book import price_book_hash, record_price_book
+from orchestration.lib.price_book import record_price_book
 from orchestration.lib.project import MeteringError, Progress, Settings, code_revision
-from orchestration.lib.warehouse import Build, Warehouse, connect, require_marts, require_successful_build
+from orchestration.lib.warehouse import (
+    Build,
+    Warehouse,
+    connect,
+    is_last_build,
+    require_marts,
+    require_successful_build,
+)
 
 # Columns of ledger.billing_ledger that int_line_differences has under the same name.
 _LINE_COLUMNS = (
@@ -130,13 +137,16 @@ def close_periods(
     with connect(settings) as warehouse:
         build = require_successful_build(warehouse)
         require_marts(warehouse, "fct_rated_lines", "fct_invoice_lines", "fct_guard_measurements")
-        _require_present_price_book(build, settings)
+        stamps = _Stamps(
+            _record_price_book(warehouse, build, settings),
+            build.code_revision or code_revision(settings.project),
+            forced_reason,
+        )
         guards = run_guards(warehouse, settings.data_docs)
         if forced_reason is None:
             guards.require_passed()
         scope = _scope(warehouse, customers)
         periods = _due_periods(warehouse, scope, build.as_of) if billing_periods is None else billing_periods
-        stamps = _Stamps(record_price_book(warehouse, settings.project), code_revision(settings.project), forced_reason)
         reports = []
         for billing_period in periods:
             _require_over(warehouse, billing_period, scope, build.as_of, forced=forced_reason is not None)
@@ -162,18 +172,22 @@ def _due_periods(warehouse: Warehouse, scope: Sequence[str], as_of: datetime) ->
 
 def _require_no_other_build(warehouse: Warehouse, build: Build) -> None:
     """Refuse when the tables may no longer be those of the build that was looked at."""
-    ((last,),) = warehouse.execute(
-        "select invocation_id from ops.build_log where step = 'started' order by logged_at desc limit 1"
-    ).rows
-    if last != build.invocation_id:
-        raise CloseRefused("Another build has begun meanwhile. Nothing was closed: close again when it has ended.")
-
-
-def _require_present_price_book(build: Build, settings: Settings) -> None:
-    if build.price_book_hash != price_book_hash(settings.project):
+    if not is_last_build(warehouse, build):
         raise CloseRefused(
-            "The seeds have changed since the last build, so what it rated is not what they say: run metering build."
+            "Another build has begun or ended meanwhile. Nothing was closed: close again when a build has ended well."
         )
+
+
+def _record_price_book(warehouse: Warehouse, build: Build, settings: Settings) -> str:
+    """Keep the seeds that the build rated with, and give their hash: later in the close they may change."""
+    with warehouse.transaction():
+        recorded = record_price_book(warehouse, settings.project)
+        if recorded != build.price_book_hash:
+            raise CloseRefused(
+                "The seeds have changed since the last build, so what it rated is not what they say: "
+                "run metering build."
+            )
+    return recorded
 
 
 def _scope(warehouse: Warehouse, customers: Sequence[str]) -> list[str]:

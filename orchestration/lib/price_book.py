@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +34,11 @@ def price_book_hash(project: Path) -> str:
     Raises:
         MeteringError: a seed is not UTF-8.
     """
-    lines = [f"{path.stem} {hashlib.sha256(text.strip().encode()).hexdigest()}" for path, text in seed_texts(project)]
+    return _hash_of(seed_texts(project))
+
+
+def _hash_of(seeds: Iterable[tuple[Path, str]]) -> str:
+    lines = [f"{path.stem} {hashlib.sha256(text.strip().encode()).hexdigest()}" for path, text in seeds]
     return hashlib.md5("\n".join(sorted(lines)).encode(), usedforsecurity=False).hexdigest()
 
 
@@ -50,9 +54,11 @@ def record_price_book(warehouse: Warehouse, project: Path) -> str:
     Returns:
         The price book's hash.
     """
-    digest = price_book_hash(project)
+    # Read once, so that the hash is that of the text also when a file changes now.
+    texts = list(seed_texts(project))
+    digest = _hash_of(texts)
     recorded_at = datetime.now(UTC).replace(tzinfo=None)
-    seeds = [(path.relative_to(project / "seeds").as_posix(), text) for path, text in seed_texts(project)]
+    seeds = [(path.relative_to(project / "seeds").as_posix(), text) for path, text in texts]
     rows = " union all ".join("select ? as seed, ? as content" for _ in seeds)
     warehouse.execute(
         f"""

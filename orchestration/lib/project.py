@@ -144,6 +144,7 @@ def dbt_environment(settings: Settings) -> Iterator[None]:
         "METERING_DUCKDB_PATH": str(settings.database),
         "METERING_TARGET": settings.target,
         "METERING_PRICE_BOOK_HASH": price_book_hash(settings.project),
+        "METERING_CODE_REVISION": code_revision(settings.project),
         "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
         "DO_NOT_TRACK": "1",
     }

@@ -278,11 +278,19 @@ def require_marts(warehouse: Warehouse, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Build:
-    """A build of the present as ops.build_log has it; ``as_of`` in UTC, the hash None where dbt did not know it."""
+    """A build of the present as ops.build_log has it.
+
+    Attributes:
+        invocation_id: dbt's, of this build alone.
+        as_of: deliveries received until this instant were seen, UTC.
+        price_book_hash: hash of its seeds; None where dbt did not know it.
+        code_revision: revision of the project that it built; None where dbt's own command was used.
+    """
 
     invocation_id: str
     as_of: datetime
     price_book_hash: str | None
+    code_revision: str | None
 
 
 def require_successful_build(warehouse: Warehouse) -> Build:
@@ -294,7 +302,7 @@ def require_successful_build(warehouse: Warehouse) -> Build:
         That build.
 
     Raises:
-        MeteringError: the last build failed, did not end, was not of everything, or there was none.
+        MeteringError: the last build failed, did not end, was not of everything or not alone, or there was none.
     """
     row = warehouse.execute(
         """
@@ -304,7 +312,8 @@ def require_successful_build(warehouse: Warehouse) -> Build:
             finished.is_whole,
             started.invocation_id,
             started.as_of,
-            started.price_book_hash
+            started.price_book_hash,
+            started.code_revision
         from ops.build_log as started
         left join ops.build_log as finished
             on started.invocation_id = finished.invocation_id and finished.step = 'finished'
@@ -315,7 +324,7 @@ def require_successful_build(warehouse: Warehouse) -> Build:
     ).fetchone()
     if row is None:
         raise MeteringError("Nothing has been built yet: run metering build first.")
-    started_at, failed_nodes, is_whole, invocation_id, as_of, price_book_hash = row
+    started_at, failed_nodes, is_whole, *logged = row
     if failed_nodes is None:
         raise MeteringError(f"The last build, of {started_at} UTC, did not end: run metering build again.")
     if failed_nodes > 0:
@@ -328,4 +337,25 @@ def require_successful_build(warehouse: Warehouse) -> Build:
             f"The last run of dbt, at {started_at} UTC, built or tested only a part, as dbt retry does, or without "
             "rows, so nobody vouches for the whole: run metering build."
         )
-    return Build(invocation_id, as_of, price_book_hash)
+    build = Build(*logged)
+    if not is_last_build(warehouse, build):
+        raise MeteringError(
+            f"Another build ended after the last, of {started_at} UTC, had begun, so the tables may be of both: "
+            "run metering build again."
+        )
+    return build
+
+
+def is_last_build(warehouse: Warehouse, build: Build) -> bool:
+    """Whether no other build has begun or ended since this one began, so that the tables are those that it made."""
+    ((others,),) = warehouse.execute(
+        """
+        select count(*)
+        from ops.build_log as own
+        inner join ops.build_log as other
+            on own.invocation_id <> other.invocation_id and own.logged_at <= other.logged_at
+        where own.invocation_id = ? and own.step = 'started'
+        """,
+        [build.invocation_id],
+    ).rows
+    return bool(others == 0)

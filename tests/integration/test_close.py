@@ -22,6 +22,7 @@ from orchestration.lib import warehouse as connections
 from orchestration.lib.adjustments import describe_adjustment, list_pending_adjustments, rows_to_approve
 from orchestration.lib.close import CloseRefused, CloseReport, close_periods
 from orchestration.lib.guards import GuardBreach
+from orchestration.lib.price_book import price_book_hash
 from orchestration.lib.project import MeteringError, Settings
 from orchestration.lib.warehouse import BusyError, connect
 from tests.integration.conftest import Row, Warehouse, llm_request
@@ -102,7 +103,9 @@ def test_closed_is_closed(two_months: Warehouse, project_copy: Path) -> None:
     )
     assert (run, as_of) == ("2026-09.1", AFTER_SEPTEMBER)
     assert price_book
-    assert revision
+    # Of the build, also where another checkout closes.
+    assert [(revision,)] == warehouse.query("select distinct code_revision from ops.build_log")
+    assert revision not in (None, project.code_revision(project_copy))
     exported = warehouse.settings.ledger_exports / "2026-09.1.parquet"
     assert duckdb.execute(f"select * from '{exported}' order by run_id, line_id").fetchall() == billed
 
@@ -240,7 +243,7 @@ def test_another_build_that_begins_meanwhile_ends_the_close(
         return original(connection, *arguments)
 
     monkeypatch.setattr(close_module, moment, begin_a_build)
-    with pytest.raises(CloseRefused, match="Another build has begun meanwhile"):
+    with pytest.raises(CloseRefused, match="Another build has begun or ended meanwhile"):
         close(two_months, "2026-09")
     assert ledger(two_months) == []
 
@@ -260,9 +263,31 @@ def test_a_build_that_begins_between_the_statements_of_a_close_ends_it(
         return original(self, sql, *arguments)
 
     monkeypatch.setattr(connections.DuckDBWarehouse, "execute", begin_a_build)
-    with pytest.raises(CloseRefused, match="Another build has begun meanwhile"):
+    with pytest.raises(CloseRefused, match="Another build has begun or ended meanwhile"):
         close(two_months, "2026-09")
     assert ledger(two_months) == []
+
+
+def test_seeds_that_change_while_a_close_runs_are_not_what_rated_its_lines(
+    two_months: Warehouse, project_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a git pull does while guards are judged: what is recorded of the lines is the price book of their build."""
+    rated_with = price_book_hash(project_copy)
+    original = close_module.run_guards
+
+    def pull(*arguments: Any) -> Any:
+        change_seed(project_copy, "pricing/charge_tiers.csv", lambda row: row.update(unit_amount="7"))
+        return original(*arguments)
+
+    monkeypatch.setattr(close_module, "run_guards", pull)
+    close(two_months, "2026-09")
+    assert price_book_hash(project_copy) != rated_with
+    assert two_months.query(
+        "select distinct price_book_hash from ledger.billing_ledger union select price_book_hash from ledger.price_books"
+    ) == [(rated_with,)]
+    with pytest.raises(CloseRefused, match="seeds have changed since the last build"):
+        close(two_months, "2026-09")
+    assert two_months.query("select distinct price_book_hash from ledger.price_books") == [(rated_with,)]
 
 
 def test_a_changed_event_schema_needs_an_approval(two_months: Warehouse, project_copy: Path) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestration import cli
-from orchestration.lib import guards
+from orchestration.lib import guards, sync
 from orchestration.lib.demo_events import DemoData, write_demo_data
 from orchestration.lib.guards import GuardBreach, run_guards
 from orchestration.lib.landing import land_independent_totals
 from orchestration.lib.project import MeteringError, run_dbt
+from orchestration.lib.stripe_lock import hold_sync_lock
 from orchestration.lib.stripe_readback import item_id_of, list_lines
 from orchestration.lib.stripe_target import open_stripe_target
 from orchestration.lib.sync import guarded_sync
+from orchestration.lib.warehouse import Warehouse as Connection
 from orchestration.lib.warehouse import connect
 from tests.integration.conftest import Warehouse
 
@@ -116,6 +119,21 @@ def test_breach_blocks_until_it_is_mended_or_accepted(
     warehouse.count_as_whole()
     assert run_cli(warehouse, monkeypatch, "check") == 0
     assert run_cli(warehouse, monkeypatch, "close", "--period", "2026-09") == 0
+
+    # A build that begins when all guards were green replaces seeds that the outboxes are views of.
+    def lock_when_a_build_has_begun(connection: Connection, *arguments: Any, **options: Any) -> Any:
+        connection.execute(
+            "insert into ops.build_log (invocation_id, step, is_whole, logged_at, as_of) "
+            "select 'another', 'started', false, max(logged_at) + interval 1 second, max(as_of) from ops.build_log"
+        )
+        return hold_sync_lock(connection, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sync, "hold_sync_lock", lock_when_a_build_has_begun)
+        assert run_cli(warehouse, monkeypatch, "sync", "--period", "2026-09") == 1
+    assert "Another build has begun or ended meanwhile. Nothing was sent" in capfd.readouterr().err
+    assert objects_in_stripe(warehouse) == 0
+    warehouse.query("delete from ops.build_log where invocation_id = 'another' returning 1")
     assert run_cli(warehouse, monkeypatch, "sync", "--period", "2026-09") == 0
     assert objects_in_stripe(warehouse) > 0
     sent = warehouse.query("select count(*) from ops.stripe_sync_log where step = 'confirmed'")
@@ -254,6 +272,14 @@ def test_a_failed_or_unfinished_build_blocks(warehouse: Warehouse, demo: DemoDat
     with pytest.raises(MeteringError, match="built or tested only a part"):
         guarded_sync(warehouse.settings, billing_period=None, progress=lambda _: None)
     warehouse.query("delete from ops.build_log where not is_whole returning 1")
+    # A build that had begun before ended after this one had begun: what it wrote last is among the tables.
+    warehouse.query(
+        "insert into ops.build_log (invocation_id, step, is_whole, logged_at, as_of, failed_nodes) "
+        "select 'another', 'finished', true, logged_at, as_of, 0 from ops.build_log where step = 'finished' returning 1"
+    )
+    with pytest.raises(MeteringError, match=r"Another build ended after the last, .*, had begun.*build again"):
+        guarded_sync(warehouse.settings, billing_period=None, progress=lambda _: None)
+    warehouse.query("delete from ops.build_log where invocation_id = 'another' returning 1")
     warehouse.query("update ops.build_log set failed_nodes = 2 where step = 'finished' returning 1")
     with pytest.raises(MeteringError, match="failed in 2 nodes"):
         guarded_sync(warehouse.settings, billing_period=None, progress=lambda _: None)
