@@ -30,7 +30,7 @@ NOTHING_IS_LEFT_UNSENT = "nothing_is_left_unsent"
         dg.AssetCheckSpec(
             NOBODY_IS_LEFT_BEHIND,
             asset=CLOSED_PERIOD,
-            description="Nobody came into a month after its close: metering close --period YYYY-MM bills them.",
+            description="Earlier months are closed, for all who have lines: else metering close --period YYYY-MM.",
         )
     ],
 )
@@ -50,9 +50,12 @@ def closed_period(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  #
         check_results=[
             dg.AssetCheckResult(
                 check_name=NOBODY_IS_LEFT_BEHIND,
-                passed=not report.left_behind,
+                passed=not report.earlier_open,
                 severity=dg.AssetCheckSeverity.WARN,
-                metadata={"periods": ", ".join(report.left_behind) or "none"},
+                metadata={
+                    "not_closed": ", ".join(report.earlier_open) or "none",
+                    "of_these_closed_for_others": ", ".join(report.left_behind) or "none",
+                },
             )
         ],
     )
