@@ -49,6 +49,19 @@ class _Instant(click.ParamType[str]):
         return instant.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
+class _BillingPeriod(click.ParamType[str]):
+    """A billing period."""
+
+    name = "YYYY-MM"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            require_billing_period(value)
+        except MeteringError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Usage metering in the warehouse: land events, build marts, check them, sync invoices to Stripe.
@@ -108,7 +121,7 @@ def check() -> None:
 
 
 @cli.command()
-@click.option("--period", metavar="YYYY-MM", help="The billing period to close.")
+@click.option("--period", type=_BillingPeriod(), help="The billing period to close.")
 @click.option("--all-due", is_flag=True, help="Close every period that is over with its grace, the earliest first.")
 @click.option("--customer", "customers", multiple=True, metavar="ID", help="Only this customer; may be repeated.")
 @click.option(
@@ -160,7 +173,7 @@ def adjustments(customer: str | None) -> None:
 
 
 @cli.command()
-@click.option("--period", metavar="YYYY-MM", help="Only this billing period; by default all that are closed.")
+@click.option("--period", type=_BillingPeriod(), help="Only this billing period; by default all that are closed.")
 @click.option("--dry-run", is_flag=True, help="Print what would be sent; send nothing, and do not run the guards.")
 @click.option(
     "--take-over", is_flag=True, help="Begin although another sync holds the account's lock, if that is dead."
@@ -223,10 +236,9 @@ def _warn_of_unfinished_build(warehouse: Warehouse) -> None:
 
 @cli.command()
 @click.option("--customer", metavar="ID", help="Only this customer.")
-@click.option("--period", metavar="YYYY-MM", help="Only this billing period.")
+@click.option("--period", type=_BillingPeriod(), help="Only this billing period.")
 def invoices(customer: str | None, period: str | None) -> None:
     """Print invoices and credit notes, drafts and closed, with their lines; metering explain takes a line's id."""
-    require_billing_period(period)
     with connect(read_settings()) as warehouse:
         _warn_of_unfinished_build(warehouse)
         found = list_invoices(warehouse, customer_id=customer, billing_period=period)
@@ -275,13 +287,12 @@ def statement(invoice_id: str, output: Path | None) -> None:
 
 @cli.command()
 @click.option("--system", metavar="NAME", help="Only this other system.")
-@click.option("--period", metavar="YYYY-MM", help="Only this billing period.")
+@click.option("--period", type=_BillingPeriod(), help="Only this billing period.")
 def shadow(system: str | None, period: str | None) -> None:
     """Print what other systems billed beside our amounts, flagged differences first, each with what explains it.
 
     What they billed is landed with metering load --shadow, and compared by metering build.
     """
-    require_billing_period(period)
     with connect(read_settings()) as warehouse:
         _warn_of_unfinished_build(warehouse)
         comparisons = list_comparisons(warehouse, system=system, billing_period=period)
@@ -307,8 +318,8 @@ def demo(events: tuple[str, ...], totals: Path | None) -> None:
 
 @cli.command()
 @click.argument("price_book", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--from", "from_period", metavar="YYYY-MM", help="First billing period to compare.")
-@click.option("--to", "to_period", metavar="YYYY-MM", help="Last billing period to compare.")
+@click.option("--from", "from_period", type=_BillingPeriod(), help="First billing period to compare.")
+@click.option("--to", "to_period", type=_BillingPeriod(), help="Last billing period to compare.")
 @click.option("--name", help="Name of the scenario; by default that of the folder.")
 @click.option("--keep", is_flag=True, help="Leave the scenario's schemas in the warehouse; metering drop removes them.")
 @click.option("--format", "output_format", type=click.Choice(FORMATS), default="table", show_default=True)

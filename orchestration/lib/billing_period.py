@@ -6,11 +6,11 @@ import re
 
 from orchestration.lib.project import MeteringError
 
-_BILLING_PERIOD = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
+_BILLING_PERIOD = re.compile(r"[12][0-9]{3}-(0[1-9]|1[0-2])")
 
 
 def require_billing_period(text: str | None) -> None:
-    """Check that a text is a billing period, ``YYYY-MM``; None, for all of them, passes.
+    """Check that a text is a billing period, ``YYYY-MM`` from 1000 to 2999; None, for all of them, passes.
 
     Raises:
         MeteringError: it is none.

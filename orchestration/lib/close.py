@@ -263,6 +263,12 @@ def _append(
             "select customer_id from ledger.closed_periods where billing_period = ?", [billing_period]
         ).rows
     }
+    if adjustments_only and closed.isdisjoint(scope):
+        raise CloseRefused(
+            f"{billing_period} was not closed for any of these customers, so adjustments have no invoice of it to "
+            f"follow: metering close --period {billing_period} closes it, or give a month that is closed. Nothing was "
+            "closed."
+        )
     to_close = [] if adjustments_only else [customer_id for customer_id in scope if customer_id not in closed]
     ((number,),) = warehouse.execute(
         "select count(*) + 1 from ledger.billing_runs where billing_period = ?", [billing_period]

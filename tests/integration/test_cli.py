@@ -43,6 +43,17 @@ def test_help_and_wrong_usage(run: Run) -> None:
     outcome = run("build", "--as-of", "tomorrow")
     assert outcome.returncode == 2
     assert "'tomorrow' is not an ISO 8601 date and time" in outcome.stderr
+    for arguments in (
+        ("close", "--period", "9999-12"),
+        ("sync", "--period", "October"),
+        ("invoices", "--period", "2026-13"),
+        ("shadow", "--period", "2026-1"),
+        ("whatif", ".", "--from", "2026-00"),
+        ("whatif", ".", "--to", "26-10"),
+    ):
+        outcome = run(*arguments)
+        assert outcome.returncode == 2, arguments
+        assert f"'{arguments[-1]}' is no billing period: give a calendar month such as 2026-10." in outcome.stderr
 
 
 def test_errors_are_plain_and_exit_with_1(run: Run, tmp_path: Path) -> None:
@@ -50,9 +61,6 @@ def test_errors_are_plain_and_exit_with_1(run: Run, tmp_path: Path) -> None:
         (("load", "missing.jsonl"), "missing.jsonl: no such file"),
         (("invoices",), "run metering build first"),
         (("sync",), "Nothing has been built yet"),
-        (("sync", "--period", "October"), "'October' is no billing period"),
-        (("invoices", "--period", "2026-13"), "'2026-13' is no billing period"),
-        (("shadow", "--period", "2026-1"), "'2026-1' is no billing period"),
     ):
         outcome = run(*arguments)
         assert outcome.returncode == 1, arguments

@@ -201,6 +201,11 @@ def test_what_must_not_be_closed(two_months: Warehouse) -> None:
         close(warehouse, "2026-09", customers=["nobody"])
     with pytest.raises(MeteringError, match="'2026-9' is no billing period"):
         close(warehouse, "2026-9")
+    for beyond in ("9999-12", "0000-01"):
+        with pytest.raises(MeteringError, match=f"'{beyond}' is no billing period"):
+            close(warehouse, beyond)
+    with pytest.raises(CloseRefused, match=r"2026-09 was not closed for any .* metering close --period 2026-09 closes"):
+        close(warehouse, "2026-09", adjustments_only=True)
     with pytest.raises(MeteringError, match="needs its reason"):
         close(warehouse, "2026-09", forced_reason=" ")
     # Some of the customers first, then the others.

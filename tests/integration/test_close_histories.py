@@ -154,7 +154,7 @@ class History:
         """Any month that is over, in any order, for all or one of the customers; perhaps only the adjustments."""
         month = self.random.choice([self.month, self.month, self.random.randint(1, self.month)])
         customers = self.random.choice([[], [], [self.random.choice(list(CUSTOMERS))]])
-        adjustments_only = self.random.random() < 0.3
+        adjustments_only = self.random.random() < 0.3 and self.is_closed(month, customers or list(CUSTOMERS))
         if not customers and not adjustments_only and self.random.random() < 0.4:
             killed = close_and_die(self.warehouse, period_of(month), self.random.randint(5, 30))
             self.note("killed" if killed else "outlived")
@@ -166,6 +166,13 @@ class History:
         self.check()
         again = close(self.warehouse, period_of(month), customers=customers, adjustments_only=adjustments_only)
         assert (again.run_id, again.lines) == (None, 0)
+
+    def is_closed(self, month: int, customers: list[str]) -> bool:
+        """Whether the month is closed for one of them at least."""
+        rows = self.warehouse.query(
+            "select customer_id from ledger.closed_periods where billing_period = ?", [period_of(month)]
+        )
+        return not {customer_id for (customer_id,) in rows}.isdisjoint(customers)
 
     def end(self) -> None:
         """Everything approved and closed: the ledger is what the oracle says, a run of the past can be built again, and a
