@@ -2,9 +2,9 @@
 
 import dagster as dg
 
-from orchestration.defs.billing.assets import BILLING_PERIODS, closed_period, stripe_invoice_items
+from orchestration.defs.billing.assets import BILLING_PERIODS, closed_period, stripe_invoice_items, stripe_readback
 
-_NOT_BILLING = dg.AssetSelection.all() - dg.AssetSelection.assets(closed_period, stripe_invoice_items)
+_NOT_BILLING = dg.AssetSelection.all() - dg.AssetSelection.assets(closed_period, stripe_invoice_items, stripe_readback)
 
 hourly_build = dg.define_asset_job(
     "hourly_build",
@@ -18,7 +18,7 @@ monthly_billing = dg.define_asset_job(
     selection=dg.AssetSelection.all(),
     partitions_def=BILLING_PERIODS,
     executor_def=dg.in_process_executor,
-    description="Build, check, close a month, and send its lines to Stripe.",
+    description="Build, check, close a month, send its lines to Stripe, and read Stripe back.",
 )
 
 hourly_build_schedule = dg.ScheduleDefinition(

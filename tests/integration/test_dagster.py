@@ -21,6 +21,7 @@ from orchestration.lib.stripe_target import open_stripe_target
 DBT = Path(sys.executable).with_name("dbt")
 RAW = dg.AssetKey(["raw", "usage_events"])
 STRIPE = dg.AssetKey(["stripe", "invoice_items"])
+READBACK = dg.AssetKey(["stripe", "readback"])
 CLOSE = dg.AssetKey(["billing", "closed_period"])
 
 
@@ -57,6 +58,7 @@ def test_landing_is_upstream_of_marts_and_stripe_downstream_of_the_guards(defs: 
     assert RAW in graph.get(deliveries).parent_keys
     measurements = dg.AssetKey(["marts", "fct_guard_measurements"])
     outboxes = {dg.AssetKey(["marts", name]) for name in ("stripe_invoice_items", "stripe_meter_events")}
+    assert STRIPE in graph.get(READBACK).parent_keys
     assert set(graph.get(STRIPE).parent_keys) == {*outboxes, measurements, CLOSE}
     assert set(graph.get(CLOSE).parent_keys) == {dg.AssetKey(["marts", "fct_pending_adjustments"]), measurements}
     guards = {
@@ -96,6 +98,10 @@ def in_stripe(folder: Path) -> int:
         return sum(1 for _ in target.client.v1.invoice_items.list({"limit": 100}).auto_paging_iter())
 
 
+def verdicts(result: dg.ExecuteInProcessResult, name: str) -> list[bool]:
+    return [check.passed for check in result.get_asset_check_evaluations() if check.check_name == name]
+
+
 def months_to_close(result: dg.ExecuteInProcessResult) -> tuple[bool, object, object]:
     """The verdict of nobody_is_left_behind, the earlier months not closed, and those of them closed for some."""
     [check] = [check for check in result.get_asset_check_evaluations() if check.check_name == "nobody_is_left_behind"]
@@ -114,9 +120,8 @@ def test_monthly_billing_sends_its_month_once_and_a_breach_sends_nothing(defs: d
     close_periods(read_settings(), ["2026-08"], progress=lambda _: None)
     again = job.execute_in_process(partition_key="2026-09-01", asset_selection=[CLOSE])
     assert months_to_close(again) == (True, "none", "none")
-    assert [
-        check.passed for check in result.get_asset_check_evaluations() if check.check_name == "nothing_is_left_unsent"
-    ] == [True]
+    assert verdicts(result, "nothing_is_left_unsent") == [True]
+    assert verdicts(result, "stripe_agrees") == [True]
     with duckdb.connect(str(folder / "metering.duckdb")) as connection:
         ((lines, periods),) = connection.execute(
             "select count(*), max(billing_period) from marts.stripe_invoice_items "
@@ -141,6 +146,12 @@ def test_monthly_billing_sends_its_month_once_and_a_breach_sends_nothing(defs: d
     with duckdb.connect(str(folder / "metering.duckdb")) as connection:
         ((batches,),) = connection.execute("select count(*) from raw.load_batches").fetchall()
     assert batches == 4
+
+    # What somebody takes out of Stripe is noticed there.
+    with open_stripe_target({}, folder / "metering.stripe.sqlite") as target:
+        target.client.v1.invoice_items.delete(target.client.v1.invoice_items.list({"limit": 1}).data[0].id)
+    result = job.execute_in_process(partition_key="2026-09-01", asset_selection=[READBACK])
+    assert verdicts(result, "stripe_agrees") == [False]
 
 
 def test_telemetry_is_off() -> None:

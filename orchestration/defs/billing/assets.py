@@ -1,4 +1,6 @@
-"""The close, and closed lines into Stripe: one partition for each billing period."""
+"""The close, closed lines into Stripe, and Stripe read back: one partition for each billing period."""
+
+import os
 
 import dagster as dg
 from dagster_dbt import get_asset_key_for_model
@@ -8,6 +10,7 @@ from orchestration.defs.pools import WAREHOUSE_POOL
 from orchestration.defs.warehouse.assets import dbt_models
 from orchestration.lib.close import close_periods
 from orchestration.lib.project import read_settings
+from orchestration.lib.stripe_reconcile import reconcile
 from orchestration.lib.sync import guarded_sync
 
 # The first month of the sample subscriptions.
@@ -16,8 +19,10 @@ BILLING_PERIODS = dg.MonthlyPartitionsDefinition(start_date="2023-11-01", fmt="%
 
 CLOSED_PERIOD = dg.AssetKey(["billing", "closed_period"])
 STRIPE_INVOICE_ITEMS = dg.AssetKey(["stripe", "invoice_items"])
+STRIPE_READBACK = dg.AssetKey(["stripe", "readback"])
 NOBODY_IS_LEFT_BEHIND = "nobody_is_left_behind"
 NOTHING_IS_LEFT_UNSENT = "nothing_is_left_unsent"
+STRIPE_AGREES = "stripe_agrees"
 
 
 @dg.asset(
@@ -108,6 +113,44 @@ def stripe_invoice_items(context: dg.AssetExecutionContext) -> dg.MaterializeRes
                 passed=not report.left_unsent,
                 severity=dg.AssetCheckSeverity.WARN,
                 metadata={"periods": ", ".join(report.left_unsent) or "none"},
+            )
+        ],
+    )
+
+
+@dg.asset(
+    key=STRIPE_READBACK,
+    deps=[
+        stripe_invoice_items,
+        get_asset_key_for_model([dbt_models], "fct_stripe_reconciliation"),
+        get_asset_key_for_model([dbt_models], "fct_stripe_meter_reconciliation"),
+    ],
+    partitions_def=BILLING_PERIODS,
+    group_name="billing",
+    pool=WAREHOUSE_POOL,
+    check_specs=[
+        dg.AssetCheckSpec(
+            STRIPE_AGREES,
+            asset=STRIPE_READBACK,
+            description="Events, ledger and Stripe agree: metering reconcile names what does not.",
+        )
+    ],
+)
+def stripe_readback(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """Read back all that Stripe has of ours and compare; the guards of later builds judge what was read."""
+    report = reconcile(read_settings(), os.environ)
+    context.log.info(report.describe())
+    return dg.MaterializeResult(
+        metadata={"account": report.stripe_account, "invoices": len(report.invoices), "meters": len(report.meters)},
+        check_results=[
+            dg.AssetCheckResult(
+                check_name=STRIPE_AGREES,
+                passed=not (report.red or report.red_meters or report.problems),
+                metadata={
+                    "red_invoices": ", ".join(invoice.invoice_id for invoice in report.red) or "none",
+                    "red_meters": len(report.red_meters),
+                    "problems": dg.MetadataValue.md("\n".join(f"- {problem}" for problem in report.problems) or "none"),
+                },
             )
         ],
     )
