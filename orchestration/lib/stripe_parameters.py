@@ -32,10 +32,11 @@ def idempotency_key(stripe_account: str, entity: Entity, entity_key: str, failur
     return f"metering-{entity}-{digest[:40]}-{failures}"
 
 
-def batch_key(stripe_account: str, batch: Sequence[OutboxLine], failures: Sequence[int]) -> str:
-    """The idempotency key of the call that adds these lines, of which each has failed so often."""
+def batch_key(stripe_account: str, invoice_key: str, batch: Sequence[OutboxLine], failures: Sequence[int]) -> str:
+    """The idempotency key of the call that adds these lines, of which each has failed so often, to an invoice."""
     tries = "".join(f"\n{line.line_id} {count}" for line, count in zip(batch, failures, strict=True))
-    return f"metering-lines-{hashlib.sha256((stripe_account + tries).encode()).hexdigest()[:40]}"
+    digest = hashlib.sha256(f"{stripe_account}\n{invoice_key}{tries}".encode()).hexdigest()
+    return f"metering-lines-{digest[:40]}"
 
 
 def customer_parameters(line: OutboxLine) -> CustomerCreateParams:
@@ -47,7 +48,7 @@ def customer_parameters(line: OutboxLine) -> CustomerCreateParams:
 
 
 def invoice_parameters(
-    line: OutboxLine, part: int, stripe_customer_id: str, settings: InvoiceSettings
+    line: OutboxLine, part: str, stripe_customer_id: str, settings: InvoiceSettings
 ) -> InvoiceCreateParams:
     """The draft invoice of a line. It stays a draft, and takes no items but those the sync puts on it."""
     parameters: InvoiceCreateParams = {
@@ -57,7 +58,7 @@ def invoice_parameters(
         "pending_invoice_items_behavior": "exclude",
         "metadata": {
             INVOICE_KEY: line.invoice_id,
-            PART_KEY: str(part),
+            PART_KEY: part,
             "metering_billing_period": line.billing_period,
             "metering_run_id": line.run_id,
         },

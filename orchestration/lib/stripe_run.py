@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any, TypeVar
 
 import stripe
@@ -29,7 +30,6 @@ from orchestration.lib.stripe_parameters import (
     PART_KEY,
     batch_key,
     customer_parameters,
-    epoch_seconds,
     idempotency_key,
     invoice_parameters,
     line_parameters,
@@ -44,9 +44,6 @@ from orchestration.lib.stripe_target import StripeTarget, redact_keys
 from orchestration.lib.warehouse import Warehouse, append_rows
 
 T = TypeVar("T")
-
-# How far this machine's clock and Stripe's may disagree, when the creation time narrows a list.
-CLOCK_SECONDS = 24 * 60 * 60
 
 
 class Run:
@@ -76,6 +73,9 @@ class Run:
         self._sleep = sleep
         self._attempt_id = str(uuid.uuid4())
         self._customers: dict[str, str | None] = {}
+        self._customers_in_stripe: Mapping[str, str] | None = None
+        self._customers_made: set[str] = set()
+        self._invoices_in_stripe: dict[str, Mapping[tuple[str, str], str]] = {}
         self._products: dict[str, str | None] = {}
 
     def send(self, groups: tuple[InvoiceGroup, ...]) -> bool:
@@ -111,13 +111,14 @@ class Run:
         for group in groups if self._settings.finalizes else ():
             if any(line.line_id in changed for line in group.lines):
                 continue
-            invoice_id = self._confirmed_id("invoice", group.key)
-            if invoice_id is None or self._confirmed_id("finalization", group.key) is not None:
+            key = self._last_key(group)
+            invoice_id = self._confirmed_id("invoice", key)
+            if invoice_id is None or self._confirmed_id("finalization", key) is not None:
                 continue
             if any(self._confirmed_id("invoice_item", line.line_id) is None for line in group.lines):
                 continue
             try:
-                self._finalize_invoice(group, invoice_id)
+                self._finalize_invoice(key, invoice_id)
             except RefusedError as refused:
                 self._report.problems.append(f"invoice {group.invoice_id} was not finalised, because {refused}")
             except StoppedError as stopped:
@@ -126,20 +127,27 @@ class Run:
                 )
                 return
 
-    def _finalize_invoice(self, group: InvoiceGroup, invoice_id: str) -> None:
-        state = self._state("finalization", group.key)
+    def _last_key(self, group: InvoiceGroup) -> str:
+        """The key of the invoice that took the group's last lines: those before it are no drafts any more."""
+        number = 1
+        while self._confirmed_id("invoice", further_key(group, number + 1)) is not None:
+            number += 1
+        return further_key(group, number)
+
+    def _finalize_invoice(self, key: str, invoice_id: str) -> None:
+        state = self._state("finalization", key)
         if state.first_intent_at is not None:
-            invoice = self._look_up("finalization", group.key, lambda: self._services.invoices.retrieve(invoice_id))
+            invoice = self._look_up("finalization", key, lambda: self._services.invoices.retrieve(invoice_id))
             if invoice.status != "draft":
-                self._append("finalization", group.key, "confirmed", stripe_object_id=invoice_id)
+                self._append("finalization", key, "confirmed", stripe_object_id=invoice_id)
                 self._report.finalized += 1
                 return
         self._create(
             "finalization",
-            group.key,
+            key,
             state,
-            lambda key: self._services.invoices.finalize_invoice(
-                invoice_id, {"auto_advance": self._settings.auto_advance}, {"idempotency_key": key}
+            lambda idempotency_key: self._services.invoices.finalize_invoice(
+                invoice_id, {"auto_advance": self._settings.auto_advance}, {"idempotency_key": idempotency_key}
             ),
         )
         self._report.finalized += 1
@@ -150,16 +158,58 @@ class Run:
 
     def _send_group(self, group: InvoiceGroup) -> None:
         customer_id = self._ensure_customer(group.lines[0])
-        invoice_id, is_new = self._ensure_invoice(group, customer_id)
         waiting = list(group.lines)
-        if not is_new and any(self._state("invoice_item", line.line_id).is_unresolved for line in waiting):
-            waiting = self._confirm_found(invoice_id, waiting)
+        for number in count(1):
+            invoice_id, is_new = self._ensure_invoice(group, number, customer_id)
+            if is_new:
+                break
+            # The status first: what is no draft any more gets no lines between this and the look for them.
+            status = self._status_of(invoice_id)
+            if status is None and self._state("invoice", further_key(group, number + 1)).first_intent_at is None:
+                self._require_known_outcomes(invoice_id, waiting)
+            if status not in (None, "void"):
+                waiting = self._confirm_found(invoice_id, waiting)
+            if not waiting or status == "draft":
+                break
+            self._progress(
+                f"invoice {group.invoice_id}: {invoice_id} is {status or 'deleted'} in Stripe, "
+                f"so {len(waiting)} lines go on a further one"
+            )
         sent = len(group.lines) - len(waiting)
         for batch in make_batches(waiting, self._log):
-            self._send_batch(group, batch, invoice_id, {})
+            self._send_batch(further_key(group, number), batch, invoice_id, {})
             sent += len(batch)
             if sent < len(group.lines):
                 self._progress(f"invoice {group.invoice_id}: {sent} of {len(group.lines)} lines")
+
+    def _status_of(self, stripe_invoice_id: str) -> str | None:
+        """The status that an invoice has in Stripe now; None for a draft that somebody has deleted."""
+
+        def retrieve() -> stripe.Invoice | None:
+            try:
+                return self._services.invoices.retrieve(stripe_invoice_id)
+            except stripe.InvalidRequestError as error:
+                if error.http_status == 404:
+                    return None
+                raise
+
+        invoice = self._look_up("invoice", stripe_invoice_id, retrieve)
+        return None if invoice is None else invoice.status
+
+    def _require_known_outcomes(self, stripe_invoice_id: str, lines: Iterable[OutboxLine]) -> None:
+        """Check that none of the lines may have been on an invoice that is gone, where nobody can look for them.
+
+        Raises:
+            RefusedError: naming the lines.
+        """
+        states = {line.line_id: self._state("invoice_item", line.line_id) for line in lines}
+        unknown = [line_id for line_id, state in states.items() if state.is_unresolved and not state.is_refused]
+        if unknown:
+            raise RefusedError(
+                f"{stripe_invoice_id} was deleted in Stripe, and nobody knows whether it had the lines "
+                f"{', '.join(unknown)}. Delete what is left of them among the customer's pending items in Stripe, then "
+                "their rows in ops.stripe_sync_log, and run the sync again (docs/stripe.md, Recovery)."
+            )
 
     def _confirm_found(self, stripe_invoice_id: str, lines: Sequence[OutboxLine]) -> list[OutboxLine]:
         """Record which of the lines are on the invoice, and return the others."""
@@ -196,15 +246,15 @@ class Run:
         return {line.line_id for line, _ in present}
 
     def _send_batch(
-        self, group: InvoiceGroup, batch: tuple[OutboxLine, ...], invoice_id: str, refused: dict[str, int]
+        self, invoice_key: str, batch: tuple[OutboxLine, ...], invoice_id: str, refused: dict[str, int]
     ) -> None:
         """Add lines in one call; a refused call is taken apart. `refused` counts this run's refusals by line id."""
         failures = [self._state("invoice_item", line.line_id).failures + refused.get(line.line_id, 0) for line in batch]
-        key = batch_key(self._target.log_account, batch, failures)
+        key = batch_key(self._target.log_account, invoice_key, batch, failures)
         lines = [line_parameters(line, self._ensure_product(line)) for line in batch]
         name = f"invoice_item {batch[0].line_id}"
         if len(batch) > 1:
-            name = f"invoice {group.invoice_id}: a call of {len(batch)} lines from {batch[0].line_id} on"
+            name = f"invoice {invoice_key}: a call of {len(batch)} lines from {batch[0].line_id} on"
         try:
             invoice = self._attempt(
                 name,
@@ -222,7 +272,7 @@ class Run:
             refused = refused | {line.line_id: refused.get(line.line_id, 0) + 1 for line in missing}
             for part in split_refused(tuple(missing), refusal.error) if len(missing) == len(batch) else (missing,):
                 if part:
-                    self._send_batch(group, tuple(part), invoice_id, refused)
+                    self._send_batch(invoice_key, tuple(part), invoice_id, refused)
             return
         in_stripe = self._look_up("invoice", invoice_id, lambda: lines_of(self._client, invoice))
         response = invoice.last_response
@@ -263,26 +313,32 @@ class Run:
                 f"customer {line.customer_id} has no stripe_customer_id in customers.csv, and "
                 "METERING_STRIPE_CREATE_CUSTOMERS=0."
             )
-        if state.first_intent_at is not None:
-            since = int(epoch_seconds(state.first_intent_at)) - CLOCK_SECONDS
-            listed = self._look_up(
-                "customer",
-                line.customer_id,
-                lambda: list(
-                    self._services.customers.list({"created": {"gte": since}, "limit": PAGE_SIZE}).auto_paging_iter()
-                ),
-            )
-            for customer in listed:
-                if metadata_of(customer, CUSTOMER_KEY) == line.customer_id:
-                    self._append("customer", line.customer_id, "confirmed", stripe_object_id=customer.id)
-                    return customer.id
+        found = self._find_customers(line.customer_id).get(line.customer_id)
+        if found is not None:
+            self._append("customer", line.customer_id, "confirmed", stripe_object_id=found)
+            return found
         parameters = customer_parameters(line)
-        return self._create(
+        made = self._create(
             "customer",
             line.customer_id,
             state,
             lambda key: self._services.customers.create(parameters, {"idempotency_key": key}),
         )
+        self._customers_made.add(made)
+        return made
+
+    def _find_customers(self, wanted: str) -> Mapping[str, str]:
+        """The ids of all customers in Stripe that a sync has made, by ours, read once in a run.
+
+        All of them, and not those alone that the log has an intent of: a warehouse that was restored has an older log.
+        """
+        if self._customers_in_stripe is None:
+            listed = self._look_up(
+                "customer", wanted, lambda: list(self._services.customers.list({"limit": PAGE_SIZE}).auto_paging_iter())
+            )
+            made = ((metadata_of(customer, CUSTOMER_KEY), customer.id) for customer in listed)
+            self._customers_in_stripe = {ours: theirs for ours, theirs in made if ours is not None}
+        return self._customers_in_stripe
 
     def _ensure_product(self, line: OutboxLine) -> str | None:
         """The product of a line's metric in Stripe, made where it is missing; None where the amount is to be shown."""
@@ -314,35 +370,47 @@ class Run:
             self._append("product", metric_code, "confirmed", stripe_object_id=parameters["id"])
             return parameters["id"]
 
-    def _ensure_invoice(self, group: InvoiceGroup, stripe_customer_id: str) -> tuple[str, bool]:
-        """The draft's id in Stripe, and whether this run created it, so that it can have no items yet."""
-        line = group.lines[0]
-        state = self._state("invoice", group.key)
+    def _ensure_invoice(self, group: InvoiceGroup, number: int, stripe_customer_id: str) -> tuple[str, bool]:
+        """An invoice's id in Stripe, and whether this run created it, so that it can have no items yet.
+
+        `number` counts from 1 the invoices that the group's lines go on, one after the other.
+        """
+        key, part = further_key(group, number), further_part(group, number)
+        state = self._state("invoice", key)
         if state.confirmed_id is not None:
             return state.confirmed_id, False
-        if state.first_intent_at is not None:
+        found = self._find_invoices(stripe_customer_id, key).get((group.invoice_id, part))
+        if found is not None:
+            self._append("invoice", key, "confirmed", stripe_object_id=found)
+            return found, False
+        parameters = invoice_parameters(group.lines[0], part, stripe_customer_id, self._settings)
+        invoice_id = self._create(
+            "invoice",
+            key,
+            state,
+            lambda idempotency_key: self._services.invoices.create(parameters, {"idempotency_key": idempotency_key}),
+        )
+        return invoice_id, True
+
+    def _find_invoices(self, stripe_customer_id: str, wanted: str) -> Mapping[tuple[str, str], str]:
+        """The ids of a customer's invoices in Stripe that a sync has made, by invoice and part, read once in a run."""
+        if stripe_customer_id in self._customers_made:
+            return {}
+        if stripe_customer_id not in self._invoices_in_stripe:
             listed = self._look_up(
                 "invoice",
-                group.key,
+                wanted,
                 lambda: list(
                     self._services.invoices.list(
                         {"customer": stripe_customer_id, "limit": PAGE_SIZE}
                     ).auto_paging_iter()
                 ),
             )
-            for invoice in listed:
-                part = metadata_of(invoice, PART_KEY) or "1"
-                if (metadata_of(invoice, INVOICE_KEY), part) == (group.invoice_id, str(group.part)):
-                    self._append("invoice", group.key, "confirmed", stripe_object_id=invoice.id)
-                    return invoice.id, False
-        parameters = invoice_parameters(line, group.part, stripe_customer_id, self._settings)
-        invoice_id = self._create(
-            "invoice",
-            group.key,
-            state,
-            lambda key: self._services.invoices.create(parameters, {"idempotency_key": key}),
-        )
-        return invoice_id, True
+            made = ((metadata_of(invoice, INVOICE_KEY), invoice) for invoice in listed)
+            self._invoices_in_stripe[stripe_customer_id] = {
+                (ours, metadata_of(invoice, PART_KEY) or "1"): invoice.id for ours, invoice in made if ours is not None
+            }
+        return self._invoices_in_stripe[stripe_customer_id]
 
     def _state(self, entity: Entity, entity_key: str) -> LogState:
         return self._log.get((entity, entity_key), NOTHING_LOGGED)
@@ -446,3 +514,13 @@ class Run:
             if rows[0]["step"] == "intent":
                 self._lock.renew()
             append_rows(self._warehouse, "ops.stripe_sync_log", [stamp | dict(row) for row in rows])
+
+
+def further_part(group: InvoiceGroup, number: int) -> str:
+    """The `metering_invoice_part` of the invoice with this number among those that a group's lines go on, from 1."""
+    return str(group.part) if number == 1 else f"{group.part}.{number}"
+
+
+def further_key(group: InvoiceGroup, number: int) -> str:
+    """The key of the same invoice in the log."""
+    return group.key if number == 1 else f"{group.invoice_id}#{further_part(group, number)}"

@@ -5,7 +5,8 @@ memory. Each run has an outbox of its own. Faults happen around every call to St
 log: an answer is lost before or after the effect, or the process dies there. A call of several lines may be refused for
 one of them, or for one after others were added, though Stripe is not known to do that. Between two syncs pass no time,
 25 hours or 40 days of Stripe's clock, so that idempotency keys are forgotten. A second worker may sync everything in the middle of a
-call of the first: half of the time it takes over the lock, else it is refused. Runs end with syncs without faults; then
+call of the first: half of the time it takes over the lock, else it is refused. People finalise drafts at any time, so that
+what is left goes on a further invoice. Runs end with syncs without faults; then
 every line must be in Stripe once, with its amount.
 
 Some lines go to meters: as an event, by the v1 API in one half of the runs and by the v2 stream in the other, or as an
@@ -68,6 +69,7 @@ CALL_FAULTS = {
     "refused after a part of it": 1,
     "another worker syncs before the effect": 1,
     "another worker syncs after the effect": 1,
+    "a person finalises the drafts before the call": 3,
 }
 LOG_FAULTS = {"none": 94, "killed before the rows are durable": 3, "killed after the rows are durable": 3}
 PAUSES = {0.0: 4, 25 * 3600.0: 2, 40 * 86400.0: 1}
@@ -151,6 +153,8 @@ class FaultyStripe(stripe.HTTPClient):
             raise stripe.APIConnectionError("connection lost")  # type: ignore[no-untyped-call]
         if fault == "another worker syncs before the effect":
             self._run.other_worker()
+        if fault == "a person finalises the drafts before the call":
+            self._run.finalize_drafts()
         try:
             answer = self._answer(fault, method, url, dict(headers or {}), post_data or "")
         except ApiError as error:
@@ -277,6 +281,12 @@ class Run:
     def other_worker(self) -> None:
         """A whole sync by another process, which may itself die; it takes over from one that is alive, or says so."""
         self._sync(finalizes=False, take_over=self._random.random() < 0.5)
+
+    def finalize_drafts(self) -> None:
+        """What a person does in Stripe."""
+        for invoice in self._store.all("invoice"):
+            if invoice.status == "draft":
+                self.api.post(f"/v1/invoices/{invoice.id}/finalize", [], None, "req_chaos")
 
     def _sync(self, finalizes: bool, take_over: bool = True) -> tuple[MeterReport, SyncReport] | None:
         """A sync by a process of its own. Those before it are dead, so it may take over."""

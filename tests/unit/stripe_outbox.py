@@ -170,6 +170,12 @@ def set_invoice_status(state: Path, status: str) -> None:
         connection.execute("update objects set status = ? where kind = 'invoice'", (status,))
 
 
+def delete_invoices(state: Path) -> None:
+    """What a person may do to drafts in Stripe: they are gone, with their items."""
+    with closing(sqlite3.connect(state)) as connection, connection:
+        connection.execute("delete from objects where kind in ('invoice', 'invoiceitem')")
+
+
 def posts(path: str, containing: str = "") -> Callable[[str, str, str], bool]:
     """Whether a request is a POST to the path whose form contains a text."""
 
@@ -203,6 +209,22 @@ def answer_with(matches: Callable[[str, str, str], bool], status: int, body: str
         if matches(method, url, form):
             return body.encode(), status, {"Request-Id": "req_fault"}
         return send()
+
+    return fault
+
+
+def pass_on(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
+    """No fault."""
+    return send()
+
+
+def finalized_before_lines(state: Path, then: HttpFault = pass_on) -> HttpFault:
+    """A person finalises the drafts between the sync's look at one and its call."""
+
+    def fault(method: str, url: str, form: str, send: Callable[[], Answer]) -> Answer:
+        if url.endswith("/add_lines"):
+            set_invoice_status(state, "open")
+        return then(method, url, form, send)
 
     return fault
 

@@ -17,9 +17,9 @@ from tests.unit.stripe_outbox import (
     Warehouse,
     count_objects,
     crash_after,
+    finalized_before_lines,
     items_by_line,
     posts,
-    set_invoice_status,
     sync,
     target_of,
 )
@@ -82,16 +82,14 @@ def test_lines_that_a_refused_call_has_added_all_the_same_are_not_sent_again(
 def test_an_invoice_that_takes_no_lines_refuses_them_in_one_call(
     warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, state: Path
 ) -> None:
-    warehouse.add("l0")
-    sync(warehouse, target)
     for line_id in ("l1", "l2", "l3"):
         warehouse.add(line_id)
-    set_invoice_status(state, "open")
     calls: list[int] = []
-    report = sync(warehouse, target_of(server, add_lines_calls(calls)))
+    report = sync(warehouse, target_of(server, finalized_before_lines(state, add_lines_calls(calls))))
     assert (calls, report.failed, len(report.problems)) == ([3], 3, 1)
     assert "a call of 3 lines from l1 on was refused" in report.problems[0]
     assert "invoice_not_editable" in report.problems[0]
+    assert sync(warehouse, target).created == 3
 
 
 def test_lines_of_a_call_without_an_outcome_go_together_again_under_its_key(

@@ -13,6 +13,7 @@ import requests
 import stripe
 
 from orchestration.lib.stripe_parameters import batch_key
+from orchestration.lib.stripe_readback import read_back_invoices
 from orchestration.lib.stripe_settings import InvoiceSettings
 from orchestration.lib.stripe_sync_report import SyncReport
 from orchestration.lib.stripe_tables import read_outbox
@@ -28,9 +29,12 @@ from tests.unit.stripe_outbox import (
     count_objects,
     crash_after,
     crash_before,
+    delete_invoices,
+    finalized_before_lines,
     forget_idempotency,
     items_by_line,
     posts,
+    set_invoice_status,
     sync,
     target_of,
     three_invoices,
@@ -196,7 +200,7 @@ def test_a_server_error_is_retried_under_one_key_then_left_unknown(
     )
     report = sync(warehouse, dataclasses.replace(target, client=client))
     assert (report.unknown, report.is_clean) == (1, False)
-    assert keys == [batch_key(target.account_id, read_outbox(warehouse.opened), [0])] * 4
+    assert keys == [batch_key(target.account_id, "inv_1", read_outbox(warehouse.opened), [0])] * 4
     assert warehouse.steps("invoice_item", "l1") == ["intent"]
     assert sync(warehouse, target).created == 1
 
@@ -220,7 +224,7 @@ def test_a_server_error_that_stripe_stored_is_resolved_by_another_key(
     warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, committed: bool
 ) -> None:
     warehouse.add("l1")
-    stored_under = batch_key(target.account_id, read_outbox(warehouse.opened), [0])
+    stored_under = batch_key(target.account_id, "inv_1", read_outbox(warehouse.opened), [0])
     executed: list[str] = []
 
     class Storing(FaultyHttp):
@@ -307,3 +311,139 @@ def test_an_amount_that_stripe_changes_is_reported(
     assert "99 USD in Stripe, now 100 USD" in report.problems[0]
     # The message says to correct the draft, so it stays one.
     assert report.finalized == 0
+
+
+# Lines for an invoice that is no draft any more
+
+
+@pytest.mark.parametrize("crashes", [(), ("/v1/invoices",), ("/add_lines",), ("/v1/invoices", "/add_lines")])
+def test_lines_that_come_after_an_invoice_was_finalised_go_on_a_further_one_once(
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, state: Path, crashes: tuple[str, ...]
+) -> None:
+    warehouse.add("l1")
+    sync(warehouse, target)
+    for number, line_ids in enumerate((("l2", "l3"), ("l4",)), start=2):
+        for line_id in line_ids:
+            warehouse.add(line_id)
+        set_invoice_status(state, "open")
+        for path in crashes:
+            with pytest.raises(Crash):
+                sync(warehouse, target_of(server, crash_after(posts(path))))
+            forget_idempotency(state)
+        report = sync(warehouse, target)
+        assert report.is_clean
+        assert report.created + report.confirmed_by_lookup == len(line_ids)
+        assert count_objects(target) == (1, number, number + 1)
+    read = read_back_invoices(target)
+    assert sorted(invoice.line_ids for invoice in read) == [("l1",), ("l2", "l3"), ("l4",)]
+    assert {(invoice.metering_invoice_id, invoice.customer_id) for invoice in read} == {("inv_1", read[0].customer_id)}
+    parts = [target.client.v1.invoices.retrieve(invoice.stripe_invoice_id).metadata for invoice in read]
+    assert {part and part["metering_invoice_part"] for part in parts} == {"1", "1.2", "1.3"}
+    assert sync(warehouse, target) == SyncReport(target.account_id, already_confirmed=4)
+
+
+def test_a_later_line_joins_the_further_invoice_while_it_is_a_draft(
+    warehouse: Warehouse, target: StripeTarget, state: Path
+) -> None:
+    warehouse.add("l1")
+    sync(warehouse, target)
+    set_invoice_status(state, "paid")
+    for line_id in ("l2", "l3"):
+        warehouse.add(line_id)
+        assert sync(warehouse, target).created == 1
+    assert sorted(invoice.line_ids for invoice in read_back_invoices(target)) == [("l1",), ("l2", "l3")]
+
+
+def test_a_line_of_unknown_outcome_is_looked_for_on_the_finalised_invoice_first(
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, state: Path
+) -> None:
+    warehouse.add("l1")
+    with pytest.raises(Crash):
+        sync(warehouse, target_of(server, crash_after(posts("/add_lines"))))
+    forget_idempotency(state)
+    set_invoice_status(state, "open")
+    warehouse.add("l2")
+    report = sync(warehouse, target)
+    assert (report.confirmed_by_lookup, report.created, report.is_clean) == (1, 1, True)
+    assert sorted(invoice.line_ids for invoice in read_back_invoices(target)) == [("l1",), ("l2",)]
+
+
+def test_a_call_that_a_finalised_invoice_refused_unseen_goes_to_the_further_one(
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, state: Path
+) -> None:
+    """Stripe keeps the refusal under the call's key, which is good for that invoice alone."""
+    warehouse.add("l1")
+    with pytest.raises(Crash):
+        sync(warehouse, target_of(server, finalized_before_lines(state, crash_after(posts("/add_lines")))))
+    assert sync(warehouse, target) == SyncReport(target.account_id, created=1)
+
+
+def test_a_further_invoice_is_finalised_too(warehouse: Warehouse, target: StripeTarget) -> None:
+    settings = InvoiceSettings(finalizes=True)
+    for number, line_id in enumerate(("l1", "l2"), start=1):
+        warehouse.add(line_id)
+        report = sync(warehouse, target, settings=settings)
+        assert (report.created, report.finalized, report.is_clean) == (1, 1, True)
+        assert [invoice.status for invoice in target.client.v1.invoices.list().data] == ["open"] * number
+    assert sync(warehouse, target, settings=settings) == SyncReport(target.account_id, already_confirmed=2)
+
+
+@pytest.mark.parametrize("status", ["void", "deleted"])
+def test_what_was_on_a_void_or_deleted_invoice_goes_again_once_the_log_has_no_rows_of_it(
+    warehouse: Warehouse, target: StripeTarget, state: Path, status: str
+) -> None:
+    warehouse.add("l1")
+    sync(warehouse, target)
+    if status == "deleted":
+        delete_invoices(state)
+    else:
+        set_invoice_status(state, status)
+    warehouse.add("l2")
+    assert sync(warehouse, target) == SyncReport(target.account_id, created=1, already_confirmed=1)
+    warehouse.connection.execute("delete from ops.stripe_sync_log where entity_key = 'l1'")
+    assert sync(warehouse, target) == SyncReport(target.account_id, created=1, already_confirmed=1)
+    further = [invoice.line_ids for invoice in read_back_invoices(target)]
+    assert sorted(further) == ([("l1", "l2")] if status == "deleted" else [("l1",), ("l1", "l2")])
+
+
+def test_a_line_that_nobody_can_look_for_is_not_sent_again(
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, state: Path
+) -> None:
+    warehouse.add("l1")
+    with pytest.raises(Crash):
+        sync(warehouse, target_of(server, crash_after(posts("/add_lines"))))
+    delete_invoices(state)
+    report = sync(warehouse, target)
+    assert (report.created, report.failed) == (0, 1)
+    assert "nobody knows whether it had the lines l1" in report.problems[0]
+    warehouse.connection.execute("delete from ops.stripe_sync_log where entity_key = 'l1'")
+    # What happens on the further invoice is looked for there.
+    with pytest.raises(Crash):
+        sync(warehouse, target_of(server, crash_after(posts("/add_lines"))))
+    assert sync(warehouse, target) == SyncReport(target.account_id, confirmed_by_lookup=1)
+
+
+# A warehouse restored from a backup
+
+
+def test_a_log_that_is_older_than_stripe_sends_nothing_twice(
+    warehouse: Warehouse, target: StripeTarget, state: Path
+) -> None:
+    three_invoices(warehouse)
+    sync(warehouse, target)
+    set_invoice_status(state, "open")
+    warehouse.add("l5")
+    sync(warehouse, target)
+    in_stripe, logged = count_objects(target), warehouse.log()
+    assert in_stripe == (2, 4, 5)
+    for kept in range(len(logged)):
+        warehouse.connection.execute("delete from ops.stripe_sync_log")
+        marks = ", ".join("?" for _ in logged[0])
+        for row in logged[:kept]:
+            warehouse.connection.execute(f"insert into ops.stripe_sync_log values ({marks})", list(row))
+        if kept == 0:
+            forget_idempotency(state)
+        report = sync(warehouse, target)
+        assert (report.created, report.is_clean) == (0, True)
+        assert report.confirmed_by_lookup + report.already_confirmed == 5
+        assert count_objects(target) == in_stripe
