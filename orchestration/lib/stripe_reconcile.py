@@ -181,7 +181,7 @@ def read_reconciliation(warehouse: Warehouse, stripe_account: str) -> Reconcilia
 
 
 def _read_stripe(target: StripeTarget) -> list[tuple[Any, ...]]:
-    """Rows from `entity` on: one for the account, one for each invoice, one for each item."""
+    """Rows from `entity` on: one for the account, one for each invoice, its discounts and each item."""
     services = target.client.v1
     rows: list[tuple[Any, ...]] = [("account", *(None,) * 7)]
     on_our_invoices = set()
@@ -191,6 +191,9 @@ def _read_stripe(target: StripeTarget) -> list[tuple[Any, ...]]:
             continue
         head = (invoice.id, invoice.status, invoice_id)
         rows.append(("invoice", invoice.id, *head, None, invoice.currency, invoice.total))
+        discount = sum(taken.amount for taken in invoice.total_discount_amounts or ())
+        if discount:
+            rows.append(("invoice_discount", invoice.id, *head, None, invoice.currency, -discount))
         for line in lines_of(target.client, invoice):
             item_id = item_id_of(line)
             on_our_invoices.add(item_id)

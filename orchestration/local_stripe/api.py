@@ -435,6 +435,7 @@ class Api:
             "attempt_count": 0,
             "attempted": False,
             "discounts": [],
+            "total_discount_amounts": [],
             "lines": _first_lines(
                 f"/v1/invoices/{stored.id}/lines", [_render_line(item) for item in items], LINES_SHOWN
             ),

@@ -39,19 +39,28 @@ last_readbacks as (
 
 ),
 
-items as (
+{# Nobody owes what is on a void invoice. What is uncollectible is owed, and collecting it no matter of billing. #}
+in_stripe as (
 
     select
         readbacks.stripe_account,
+        readbacks.entity,
         readbacks.stripe_object_id,
         readbacks.invoice_id,
         readbacks.line_id,
+        coalesce(readbacks.invoice_status, 'none') = 'void' as is_void,
         readbacks.amount_minor,
         upper(readbacks.currency) as currency_code
     from readbacks
     inner join last_readbacks
         on readbacks.readback_id = last_readbacks.readback_id
-    where readbacks.entity = 'invoice_item'
+
+),
+
+items as (
+
+    select * from in_stripe
+    where entity = 'invoice_item'
 
 ),
 
@@ -61,8 +70,9 @@ items_by_line as (
         stripe_account,
         line_id,
         currency_code,
-        count(*) as item_count,
-        sum(amount_minor) as amount_minor
+        sum(case when is_void then 0 else 1 end) as item_count,
+        sum(case when is_void then 1 else 0 end) as void_count,
+        sum(case when is_void then 0 else amount_minor end) as amount_minor
     from items
     where line_id is not null
     group by stripe_account, line_id, currency_code
@@ -93,8 +103,9 @@ lines_in_stripe as (
         ledger_lines.invoice_id,
         ledger_lines.currency_code,
         ledger_lines.amount_minor,
-        sent_lines.line_id is not null as is_sent,
+        sent_lines.line_id is not null or items_by_line.line_id is not null as is_sent,
         coalesce(items_by_line.item_count, 0) as item_count,
+        coalesce(items_by_line.void_count, 0) as void_count,
         coalesce(items_by_line.amount_minor, 0) as stripe_amount_minor
     from last_readbacks
     cross join ledger_lines
@@ -124,7 +135,18 @@ foreign_items as (
         on
             items.line_id = ledger_lines.line_id
             and items.currency_code = ledger_lines.currency_code
-    where ledger_lines.line_id is null
+    where
+        ledger_lines.line_id is null
+        and not items.is_void
+
+),
+
+discounts as (
+
+    select * from in_stripe
+    where
+        entity = 'invoice_discount'
+        and not is_void
 
 ),
 
@@ -136,10 +158,11 @@ findings as (
         currency_code,
         line_id as subject,
         amount_minor as ledger_amount_minor,
-        case when not is_sent and item_count = 0 then amount_minor else 0 end as not_sent_amount_minor,
-        case when is_sent or item_count > 0 then amount_minor else 0 end as sent_amount_minor,
+        case when is_sent then 0 else amount_minor end as not_sent_amount_minor,
+        case when is_sent then amount_minor else 0 end as sent_amount_minor,
         stripe_amount_minor,
         case
+            when item_count = 0 and void_count > 0 then 'void'
             when is_sent and item_count = 0 then 'missing'
             when item_count > 1 then 'doubled'
             when item_count = 1 and stripe_amount_minor <> amount_minor then 'changed'
@@ -160,6 +183,20 @@ findings as (
         'foreign' as finding
     from foreign_items
 
+    union all
+
+    select
+        stripe_account,
+        invoice_id,
+        currency_code,
+        stripe_object_id as subject,
+        0 as ledger_amount_minor,
+        0 as not_sent_amount_minor,
+        0 as sent_amount_minor,
+        amount_minor as stripe_amount_minor,
+        'discounted' as finding
+    from discounts
+
 ),
 
 by_invoice as (
@@ -175,9 +212,11 @@ by_invoice as (
         {# A missing line does not make up for a doubled one. #}
         sum(abs(stripe_amount_minor - sent_amount_minor)) as differing_amount_minor,
         sum(case when finding = 'missing' then 1 else 0 end) as missing_lines,
+        sum(case when finding = 'void' then 1 else 0 end) as void_lines,
         sum(case when finding = 'doubled' then 1 else 0 end) as doubled_lines,
         sum(case when finding = 'changed' then 1 else 0 end) as changed_lines,
         sum(case when finding = 'foreign' then 1 else 0 end) as foreign_items,
+        sum(case when finding = 'discounted' then 1 else 0 end) as discounted_invoices,
         {{ dbt.listagg("finding || ' ' || subject", "', '", 'order by finding, subject') }} as findings
     from findings
     group by stripe_account, invoice_id, currency_code
@@ -193,9 +232,11 @@ differences as (
         nullif(by_invoice.findings, '') as findings,
         last_readbacks.read_at,
         by_invoice.missing_lines,
+        by_invoice.void_lines,
         by_invoice.doubled_lines,
         by_invoice.changed_lines,
         by_invoice.foreign_items,
+        by_invoice.discounted_invoices,
         cast(by_invoice.ledger_amount_minor as bigint) as ledger_amount_minor,
         cast(by_invoice.not_sent_amount_minor as bigint) as not_sent_amount_minor,
         cast(by_invoice.sent_amount_minor as bigint) as sent_amount_minor,

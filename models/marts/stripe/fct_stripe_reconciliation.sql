@@ -84,9 +84,11 @@ reconciliation as (
         cast(stripe_differences.difference_amount as {{ money_type() }}) as difference_amount,
         cast(stripe_differences.difference_ratio as decimal(18, 9)) as difference_ratio,
         cast(stripe_differences.missing_lines as bigint) as missing_lines,
+        cast(stripe_differences.void_lines as bigint) as void_lines,
         cast(stripe_differences.doubled_lines as bigint) as doubled_lines,
         cast(stripe_differences.changed_lines as bigint) as changed_lines,
         cast(stripe_differences.foreign_items as bigint) as foreign_items,
+        cast(stripe_differences.discounted_invoices as bigint) as discounted_invoices,
 
         ---------- timestamps
         stripe_differences.read_at
