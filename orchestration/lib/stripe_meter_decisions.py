@@ -14,8 +14,9 @@ from typing import Literal
 
 from orchestration.lib.stripe_tables import OutboxLine
 
-# A correction is decided when the others of its customer, meter and service period are settled.
-Way = Literal["send", "look", "wait", "item", "done", "held", "correction"]
+# A correction is decided when the others of its customer, meter and service period are settled, an amount without a
+# quantity when the others of its rated line are.
+Way = Literal["send", "look", "wait", "item", "done", "held", "correction", "amount"]
 Period = tuple[str, str | None, datetime, datetime]
 
 # Stripe API reference, "Create a billing meter event": within the past 35 calendar days or up to 5 minutes ahead.
@@ -36,9 +37,13 @@ ON_A_METER = "on_a_meter"
 
 @dataclass(frozen=True)
 class MeterLine:
-    """One row of `marts.stripe_meter_events`; times in naive UTC, `value_units` None where it cannot be sent."""
+    """One row of `marts.stripe_meter_events`; times in naive UTC, `value_units` None where it cannot be sent.
+
+    A line and its adjustments share their `rated_line_id`.
+    """
 
     line_id: str
+    rated_line_id: str
     customer_id: str
     billing_period: str
     event_name: str | None
@@ -98,12 +103,14 @@ class Decision:
 
 
 def decide(line: MeterLine, tries: Sequence[Try], is_item: bool, now: datetime, grace: timedelta) -> Decision:
-    """What becomes of a line, seen alone: a negative one is a correction, which `decide_corrections` goes on with.
+    """What becomes of a line, seen alone.
+
+    `decide_corrections` goes on with a negative one, `decide_amounts` with one that has no quantity.
 
     Args:
         line: the line.
         tries: what the log has of it as an event.
-        is_item: whether it was tried as an invoice item; it then stays one.
+        is_item: whether it was tried as an invoice item, or what it adjusts was; it is one as well then.
         now: naive UTC.
         grace: how long after the end of a service period Stripe counts events for it.
     """
@@ -118,12 +125,17 @@ def decide(line: MeterLine, tries: Sequence[Try], is_item: bool, now: datetime, 
             return Decision(line, "send", tried.identifier, tried)
         way: Way = "look" if now - tried.last_intent_at >= SETTLED else "wait"
         return Decision(line, way, tried.identifier, tried)
+    if line.hold_reason == "metric_not_confirmed":
+        return Decision(line, "held", identifier)
     if is_item:
         return Decision(line, "item", identifier)
-    if line.hold_reason is not None or line.value_units is None:
-        return Decision(line, "held", identifier)
+    if line.hold_reason == "zero_quantity":
+        return Decision(line, "amount", identifier)
     if is_late:
         return Decision(line, "item", identifier)
+    if line.hold_reason is not None or line.value_units is None:
+        # There is time to give its charge a meter, or units that fit.
+        return Decision(line, "held", identifier)
     if line.event_at > now + FUTURE:
         return Decision(line, "wait", identifier)
     return Decision(line, "correction" if line.value_units < 0 else "send", identifier)
@@ -157,6 +169,29 @@ def decide_corrections(decisions: Sequence[Decision], tries: Tries) -> list[Deci
     return decided
 
 
+def decide_amounts(decisions: Sequence[Decision]) -> list[Decision]:
+    """Decide the lines without a quantity, as a new price makes them, after all others.
+
+    What a meter has of a rated line, Stripe rates, at Stripe's own price. Where it has nothing, the rated line is
+    billed with the amounts that we rate, this one among them.
+    """
+    others: dict[str, set[Way]] = defaultdict(set)
+    for decision in decisions:
+        others[decision.line.rated_line_id].add(decision.way)
+    decided = []
+    for decision in decisions:
+        ways = others[decision.line.rated_line_id]
+        if decision.way == "amount":
+            if "done" in ways:
+                decision = replace(decision, way="done")
+            elif "held" in ways:
+                decision = replace(decision, way="held")
+            elif not ways & {"send", "look", "wait", "correction"}:
+                decision = replace(decision, way="item")
+        decided.append(decision)
+    return decided
+
+
 def confirmed_values(tries: Iterable[Try], event_name: str | None) -> list[int]:
     """What a meter has of a line, as far as is known."""
     return [tried.value_units for tried in tries if tried.is_confirmed and tried.event_name == event_name]
@@ -165,8 +200,8 @@ def confirmed_values(tries: Iterable[Try], event_name: str | None) -> list[int]:
 def route_lines(items: Iterable[OutboxLine], decisions: Mapping[str, Decision], tries: Tries) -> list[OutboxLine]:
     """The outbox of invoice items as it is after the events were sent.
 
-    A line that Stripe has or may have as an event is held, whatever its subscription's route is now; one that meters
-    cannot take is let go.
+    A line that Stripe has or may have as an event is held, whatever its subscription's route is now, and so is one that
+    Stripe rates with others; one that meters cannot take is let go.
     """
     routed = []
     for item in items:
@@ -179,7 +214,7 @@ def route_lines(items: Iterable[OutboxLine], decisions: Mapping[str, Decision], 
         elif decision is not None and hold == "meter_event":
             if decision.way == "item":
                 hold = None
-            elif decision.line.hold_reason == "zero_quantity":
+            elif decision.way == "done":
                 hold = ON_A_METER
         routed.append(item if hold == item.hold_reason else replace(item, hold_reason=hold))
     return routed
@@ -208,13 +243,18 @@ def describe_events(decisions: Iterable[Decision]) -> str:
         if decision.way == "send":
             value = decision.tried.value_units if decision.tried is not None else line.value_units
             text.append(f"event {decision.identifier}: {value} on {line.event_name}, customer {line.customer_id}")
-        elif decision.way == "item":
+        elif decision.way == "item" and line.hold_reason is None:
             text.append(f"line {line.line_id}: {line.value_units} on {line.event_name} goes as an invoice item")
+        elif decision.way == "item":
+            text.append(f"line {line.line_id}: {line.hold_reason}, goes as an invoice item")
         elif decision.way == "correction":
             text.append(f"line {line.line_id}: {line.value_units} on {line.event_name}, once other lines are settled")
+        elif decision.way == "amount":
+            text.append(f"line {line.line_id}: an amount without a quantity, once other lines are settled")
     text.append(
         f"would send {counts['send']} meter events and look for {counts['look']}; {counts['done']} there already, "
-        f"{counts['item']} as invoice items, {counts['held']} held, {counts['wait'] + counts['correction']} waiting"
+        f"{counts['item']} as invoice items, {counts['held']} held, "
+        f"{counts['wait'] + counts['correction'] + counts['amount']} waiting"
     )
     return "\n".join([*text, *describe_unmapped_events(decided)])
 

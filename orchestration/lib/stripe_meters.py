@@ -8,7 +8,8 @@ by customer and minute. So an event without a known outcome goes again under its
 that, and later the sum of its minute shows whether it arrived.
 
 Stripe counts an event until it finalises the invoice of its service period; after that the line is an invoice item. A
-negative line is an event where its meter has enough to take it from, which is known once all others are settled.
+negative line is an event where its meter has enough to take it from, which is known once all others are settled. An
+amount without a quantity is an invoice item, unless Stripe has and rates what it adjusts.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from orchestration.lib.stripe_meter_decisions import (
     Try,
     confirmed_values,
     decide,
+    decide_amounts,
     decide_corrections,
     describe_unmapped_events,
     find_arrived,
@@ -80,8 +82,10 @@ class MeterReport:
     Attributes:
         sent: events that Stripe took in this run.
         confirmed_by_lookup: events of an earlier run that turned out to have arrived.
-        already_confirmed: events that the log had as confirmed.
-        held: lines with a hold reason, or whose customer is not mapped to one in Stripe and may not be created.
+        already_confirmed: events that the log had as confirmed, and lines without a quantity that Stripe rates with
+            these.
+        held: lines that wait for somebody: for a seed that lets them be events, a metric's confirmation, or a customer
+            who is not mapped to one in Stripe and may not be created.
         as_items: lines that Stripe's meters cannot take, handed to the invoice items.
         waiting: lines whose outcome cannot be looked up yet.
         failed: lines that Stripe refused, or whose customer or meter was.
@@ -175,8 +179,8 @@ def read_meter_lines(warehouse: Warehouse) -> list[MeterLine]:
         warehouse,
         """
         select
-            line_id, customer_id, billing_period, event_name, display_name, value_units, event_at, hold_reason,
-            service_period_start_at, service_period_end_at
+            line_id, rated_line_id, customer_id, billing_period, event_name, display_name, value_units, event_at,
+            hold_reason, service_period_start_at, service_period_end_at
         from marts.stripe_meter_events
         order by line_id
         """,
@@ -305,10 +309,17 @@ class _MeterRun(Run):
         log: Log = read_log(warehouse, target.log_account)
         super().__init__(warehouse, target, settings, log, SyncReport(target.log_account), progress, sleep, lock)
         self._items = {item.line_id: item for item in items}
-        self._lines = read_meter_lines(warehouse)
+        # Of a line with neither quantity nor amount there is nothing to send.
+        self._lines = [
+            line
+            for line in read_meter_lines(warehouse)
+            if line.hold_reason != "zero_quantity" or self._items[line.line_id].amount_minor != 0
+        ]
         self._periods: dict[Period, list[MeterLine]] = defaultdict(list)
+        self._rated_lines: dict[str, list[MeterLine]] = defaultdict(list)
         for line in self._lines:
             self._periods[line.period].append(line)
+            self._rated_lines[line.rated_line_id].append(line)
         self._meter_report = report
         self._now = now
         self._streamed: dict[str, Decision] = {}
@@ -318,11 +329,10 @@ class _MeterRun(Run):
 
     def decide(self) -> dict[str, Decision]:
         """What becomes of each line of the outbox, by line id."""
-        decided = {
-            decision.line.line_id: decision
-            for lines in self._periods.values()
-            for decision in self._decide_period(lines)
-        }
+        decisions = decide_amounts(
+            [decision for lines in self._periods.values() for decision in self._decide_period(lines)]
+        )
+        decided = {decision.line.line_id: decision for decision in decisions}
         return {line.line_id: decided[line.line_id] for line in self._lines}
 
     def send_events(self, billing_period: str | None) -> None:
@@ -364,6 +374,12 @@ class _MeterRun(Run):
                     f"line {line.line_id}: its {line.value_units} on {line.event_name} wait, because other lines of "
                     "its customer and service period are not settled. Run the sync again, for all billing periods."
                 )
+            elif decision.way == "amount":
+                report.waiting += 1
+                report.problems.append(
+                    f"line {line.line_id}: it has an amount and no quantity, and waits, because it is not settled what "
+                    "Stripe has of what it adjusts. Run the sync again, for all billing periods."
+                )
         self._report_overdrawn()
 
     def _take_error_reports(self) -> None:
@@ -387,13 +403,21 @@ class _MeterRun(Run):
         return decide_corrections([self._decide_alone(line) for line in lines], self.tries)
 
     def _decide_alone(self, line: MeterLine) -> Decision:
-        is_item = self._state("invoice_item", line.line_id).first_intent_at is not None
         tries = self.tries.get(line.line_id, ())
-        decision = decide(line, tries, is_item, self._now(), self._settings.meter_grace)
+        decision = decide(line, tries, self._is_item(line), self._now(), self._settings.meter_grace)
         is_new = decision.tried is None and decision.way in ("send", "wait", "correction")
         if is_new and not self._settings.creates_customers and is_unmapped(self._items[line.line_id], self._log):
             return replace(decision, way="held")
         return decision
+
+    def _is_item(self, line: MeterLine) -> bool:
+        """Whether a line was tried as an invoice item, or another of its rated line was and none as an event."""
+        rated = self._rated_lines[line.rated_line_id]
+        is_on_no_meter = not any(self.tries.get(other.line_id) for other in rated)
+        return any(
+            self._state("invoice_item", other.line_id).first_intent_at is not None
+            for other in (rated if is_on_no_meter else [line])
+        )
 
     def _report_overdrawn(self) -> None:
         """A correction was sent, and afterwards Stripe found invalid what it corrects."""

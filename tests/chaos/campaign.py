@@ -385,11 +385,11 @@ class Run:
             self._connection.execute(
                 """
                 insert into marts.stripe_meter_events
-                    (line_id, customer_id, billing_period, event_name, display_name, value_units, event_at,
+                    (line_id, rated_line_id, customer_id, billing_period, event_name, display_name, value_units, event_at,
                     service_period_start_at, service_period_end_at)
-                values (?, ?, '2026-10', ?, ?, ?, ?, ?, ?)
+                values (?, ?, ?, '2026-10', ?, ?, ?, ?, ?, ?)
                 """,
-                [line_id, customer, name, name, value, minute, end - timedelta(days=30), end],
+                [line_id, line_id, customer, name, name, value, minute, end - timedelta(days=30), end],
             )
             metered[line_id] = ((name, customer, int(minute.replace(tzinfo=UTC).timestamp())), value)
             self._counted_until[line_id] = (end + self._grace).replace(tzinfo=UTC).timestamp()
@@ -497,9 +497,9 @@ def create_outbox(warehouse: Warehouse) -> None:
     warehouse.execute(
         """
         create table marts.stripe_meter_events (
-            line_id varchar, customer_id varchar, billing_period varchar, event_name varchar, display_name varchar,
-            value_units bigint, event_at timestamp, hold_reason varchar, service_period_start_at timestamp,
-            service_period_end_at timestamp
+            line_id varchar, rated_line_id varchar, customer_id varchar, billing_period varchar, event_name varchar,
+            display_name varchar, value_units bigint, event_at timestamp, hold_reason varchar,
+            service_period_start_at timestamp, service_period_end_at timestamp
         )
         """
     )

@@ -31,9 +31,9 @@ class Metering:
         self.warehouse.connection.execute(
             """
             create table marts.stripe_meter_events (
-                line_id varchar, customer_id varchar, billing_period varchar, event_name varchar, display_name varchar,
-                value_units bigint, event_at timestamp, hold_reason varchar, service_period_start_at timestamp,
-                service_period_end_at timestamp
+                line_id varchar, rated_line_id varchar, customer_id varchar, billing_period varchar, event_name varchar,
+                display_name varchar, value_units bigint, event_at timestamp, hold_reason varchar,
+                service_period_start_at timestamp, service_period_end_at timestamp
             )
             """
         )
@@ -58,6 +58,7 @@ class Metering:
         event_at = (self.now() - age).replace(second=0, microsecond=0)
         row = {
             "line_id": line_id,
+            "rated_line_id": line_id,
             "customer_id": "customer_1",
             "billing_period": "2026-10",
             "event_name": "calls",
@@ -72,13 +73,13 @@ class Metering:
             list(row.values()),
         )
 
-    def correct(self, line_id: str, value: int, corrected_id: str) -> None:
-        """An adjustment of a line: in its minute and service period."""
-        times = ("event_at", "service_period_start_at", "service_period_end_at")
+    def correct(self, line_id: str, value: int | None, corrected_id: str, **columns: Any) -> None:
+        """An adjustment of a line: of its rated line, in its minute and service period."""
+        shared = ("rated_line_id", "event_at", "service_period_start_at", "service_period_end_at")
         (row,) = self.warehouse.connection.execute(
-            f"select {', '.join(times)} from marts.stripe_meter_events where line_id = ?", [corrected_id]
+            f"select {', '.join(shared)} from marts.stripe_meter_events where line_id = ?", [corrected_id]
         ).fetchall()
-        self.add(line_id, value, **dict(zip(times, row, strict=True)))
+        self.add(line_id, value, **dict(zip(shared, row, strict=True)), **columns)
 
     def sync(self, target: StripeTarget | None = None) -> tuple[MeterReport, SyncReport]:
         return sync_outboxes(

@@ -183,7 +183,7 @@ def test_corrections_are_decided_in_their_order_by_what_is_left() -> None:
     at = end - timedelta(minutes=1)
 
     def decision(line_id: str, value: int, way: Way) -> Decision:
-        line = MeterLine(line_id, "c", "2026-10", "calls", None, value, at, None, datetime(2026, 10, 1), end)
+        line = MeterLine(line_id, line_id, "c", "2026-10", "calls", None, value, at, None, datetime(2026, 10, 1), end)
         return Decision(line, way, f"{line_id}-0")
 
     tries = {"a": [Try("a", "a-0", "calls", 10, "c", 1, 0, False, end, end, end)]}
@@ -200,7 +200,7 @@ def test_corrections_are_decided_in_their_order_by_what_is_left() -> None:
 def test_the_time_until_finalisation_is_kept() -> None:
     """To the minute, a quarter of an hour before; also for what has no known outcome."""
     end = datetime(2026, 11, 1)
-    line = MeterLine("l", "c", "2026-10", "calls", None, 5, end - DAY, None, datetime(2026, 10, 1), end)
+    line = MeterLine("l", "l", "c", "2026-10", "calls", None, 5, end - DAY, None, datetime(2026, 10, 1), end)
     unknown = Try("l", "l-0", "calls", 5, "c", 1, 0, False, end + timedelta(hours=70), end + timedelta(hours=70), None)
     last = end + timedelta(hours=71, minutes=45)
     grace = timedelta(hours=72)
@@ -211,6 +211,80 @@ def test_the_time_until_finalisation_is_kept() -> None:
     assert [decide(correction, [], False, at, grace).way for at in (last, after)] == ["correction", "item"]
     old = dataclasses.replace(line, event_at=after - timedelta(days=35))
     assert decide(old, [], False, after, timedelta(hours=839)).way == "item"
+
+
+LATE = timedelta(hours=73)
+
+
+@pytest.mark.parametrize(
+    ("reason", "age"),
+    [("zero_quantity", timedelta(hours=2))]
+    + [(reason, LATE) for reason in ("zero_quantity", "fraction_of_meter_unit", "too_many_digits", "no_meter")],
+)
+def test_an_amount_that_no_meter_will_rate_is_an_item(metering: Metering, reason: str, age: timedelta) -> None:
+    """The flat amount of a line without usage, say; what has a quantity waits for its meter as long as that can take it."""
+    metering.add("l1", 0 if reason == "zero_quantity" else None, age, hold_reason=reason)
+    decisions, _ = plan_events(metering.warehouse.opened, metering.target, None, metering.settings)
+    assert f"line l1: {reason}, goes as an invoice item" in describe_events(decisions)
+    metering.add("nothing", 0, hold_reason="zero_quantity")
+    metering.warehouse.set("nothing", "amount_minor = 0, hold_reason = 'zero_amount'")
+    events, items = metering.sync()
+    assert (events.as_items, events.held, items.created, metering.items()) == (1, 0, 1, ["l1"])
+
+
+def test_an_amount_without_a_quantity_goes_as_what_it_adjusts_went(metering: Metering) -> None:
+    """As an item beside an item. Where a meter has the quantity, Stripe rates it, and the invoice is complete without."""
+    metering.settings = dataclasses.replace(metering.settings, finalizes=True)
+    metering.add("item", 10, LATE)
+    metering.add("event", 10)
+    metering.sync()
+    metering.correct("new price of item", 0, "item", hold_reason="zero_quantity", event_name=None)
+    metering.correct("new price of event", 0, "event", hold_reason="zero_quantity", event_name=None)
+    metering.warehouse.connection.execute(
+        "update marts.stripe_invoice_items set invoice_id = 'inv_2' where line_id like 'new price%'"
+    )
+    for _ in range(2):
+        events, items = metering.sync()
+        assert (events.held, events.waiting, events.is_clean, items.is_clean) == (0, 0, True, True)
+        assert metering.items() == ["item", "new price of item"]
+    assert metering.total("event") == 10
+    assert "draft" not in {invoice.status for invoice in metering.target.client.v1.invoices.list().data}
+
+
+def test_an_amount_without_a_quantity_waits_for_what_it_adjusts(metering: Metering) -> None:
+    """It goes nowhere as long as its line may still become an event, and is told while somebody has to do something."""
+    metering.add("unknown", 10)
+    metering.add("held", None, hold_reason="fraction_of_meter_unit")
+    for line_id in ("unknown", "held"):
+        metering.correct(f"new price of {line_id}", 0, line_id, hold_reason="zero_quantity")
+    metering.fail("drop_before")
+    events, items = metering.sync()
+    assert (events.held, events.waiting, items.created) == (2, 1, 0)
+    assert "line new price of unknown: it has an amount and no quantity, and waits" in events.problems[-1]
+    decisions, _ = plan_events(metering.warehouse.opened, metering.target, None, metering.settings)
+    assert "line new price of unknown: an amount without a quantity, once" in describe_events(decisions)
+    # Too late for the meter by now.
+    metering.wait(MONTHS)
+    events, items = metering.sync()
+    assert (events.as_items, events.is_clean, items.created) == (4, True, 4)
+
+
+def test_adjustments_of_an_item_are_items(metering: Metering) -> None:
+    """Also in time for the meter, as after a change of the route or the grace: it lacks the quantity that came before."""
+    metering.add("l1", 10)
+    metering.settings = dataclasses.replace(metering.settings, meter_grace=timedelta(hours=1))
+    metering.sync()
+    metering.settings = dataclasses.replace(metering.settings, meter_grace=timedelta(hours=72))
+    metering.correct("more", 3, "l1")
+    metering.correct("a fraction", None, "l1", hold_reason="fraction_of_meter_unit")
+    metering.correct("not confirmed", 2, "l1", hold_reason="metric_not_confirmed")
+    metering.warehouse.set("not confirmed", "hold_reason = 'metric_not_confirmed'")
+    events, _ = metering.sync()
+    assert (events.sent, events.as_items, events.held) == (0, 3, 1)
+    assert metering.items() == ["a fraction", "l1", "more"]
+    metering.add("another", 5)
+    events, _ = metering.sync()
+    assert (events.sent, metering.total("another")) == (1, 5)
 
 
 def test_a_refused_event_stops_its_line_alone_and_goes_again_under_another_identifier(metering: Metering) -> None:

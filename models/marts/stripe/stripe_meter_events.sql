@@ -86,8 +86,8 @@ meter_events as (
         {# In the order in which somebody would have to act. #}
         case
             when not is_confirmed then 'metric_not_confirmed'
-            when event_name is null then 'no_meter'
             when metered_quantity = 0 then 'zero_quantity'
+            when event_name is null then 'no_meter'
             when meter_units <> floor(meter_units) then 'fraction_of_meter_unit'
             when abs(meter_units) >= 1000000000000000 then 'too_many_digits'
         end as hold_reason,
