@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from itertools import combinations
 from typing import Literal
 
+from orchestration.lib.stripe_plan import ON_A_METER
 from orchestration.lib.stripe_tables import OutboxLine
 
 # A correction is decided when the others of its customer, meter and service period are settled, an amount without a
@@ -30,9 +31,6 @@ BEFORE_FINALIZATION = timedelta(minutes=15)
 REMEMBERED = timedelta(hours=23)
 # Sums of events are eventually consistent; nothing is concluded from one that may lack what was sent within an hour.
 SETTLED = timedelta(hours=1)
-
-# In place of the outbox's meter_event: the line is no invoice item for good, so it holds no invoice back.
-ON_A_METER = "on_a_meter"
 
 
 @dataclass(frozen=True)

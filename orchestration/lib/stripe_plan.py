@@ -15,11 +15,12 @@ from orchestration.lib.stripe_tables import NOTHING_LOGGED, Log, LogState, Outbo
 # Stripe API reference, "Create an invoice item": "there is a maximum of 250 items per invoice".
 ITEMS_PER_INVOICE = 250
 
-# Hold reasons of lines that will not be items, so that their invoice is complete without them.
-NEVER_AN_ITEM = ("zero_amount", "on_a_meter")
-
-# The hold reason that the sync itself gives.
+# Hold reasons that the sync itself gives. Of a line on a meter Stripe makes the amount: it is no invoice item for good.
+ON_A_METER = "on_a_meter"
 CUSTOMER_NOT_MAPPED = "customer_not_mapped"
+
+# Hold reasons of lines that will not be items, so that their invoice is complete without them.
+NEVER_AN_ITEM = ("zero_amount", ON_A_METER)
 
 
 @dataclass(frozen=True)
@@ -199,17 +200,18 @@ def plan_sync(lines: Iterable[OutboxLine], log: Log, billing_period: str | None)
 
 
 def _left_unsent(lines: Iterable[OutboxLine], log: Log, billing_period: str | None) -> tuple[str, ...]:
-    """Earlier periods with lines that were released or closed after their period was sent. What was closed before any
-    period was sent may have been billed by another system."""
+    """Earlier periods with lines that were released or closed after their period was sent, be it to meters alone. What
+    was closed before any period was sent may have been billed by another system."""
     if billing_period is None:
         return ()
-    confirmed, sendable = set(), set()
+    sent, sendable = set(), set()
     for line in lines:
-        if log.get(("invoice_item", line.line_id), NOTHING_LOGGED).confirmed_id is not None:
-            confirmed.add(line.billing_period)
+        confirmed_id = log.get(("invoice_item", line.line_id), NOTHING_LOGGED).confirmed_id
+        if confirmed_id is not None or line.hold_reason == ON_A_METER:
+            sent.add(line.billing_period)
         elif line.hold_reason is None:
             sendable.add(line.billing_period)
-    first = min(confirmed, default=billing_period)
+    first = min(sent, default=billing_period)
     return tuple(sorted(period for period in sendable if first <= period < billing_period))
 
 

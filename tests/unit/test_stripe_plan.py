@@ -64,6 +64,9 @@ def test_earlier_periods_with_lines_left_to_send_are_named(warehouse: Warehouse,
     assert [sync_period("2026-09"), sync_period("2026-11")] == [(), ("2026-10",)]
     warehouse.set("held", "hold_reason = null")
     assert sync_period("2026-12") == ("2026-09", "2026-10")
+    # A month that went to meters was sent as well.
+    warehouse.add("event", invoice_id="inv_08", billing_period="2026-08", hold_reason="on_a_meter")
+    assert sync_period("2026-12") == ("2026-08", "2026-09", "2026-10")
     assert sync(warehouse, target).left_unsent == ()
 
 
