@@ -46,7 +46,7 @@ from orchestration.lib.warehouse import (
     Warehouse,
     raw_and_ops_table_statements,
 )
-from orchestration.local_stripe.api import Answer, Api
+from orchestration.local_stripe.api import IDEMPOTENCY_SECONDS, Answer, Api
 from orchestration.local_stripe.control import Control, key_in_use, rate_limited, server_failed
 from orchestration.local_stripe.errors import ApiError
 from orchestration.local_stripe.store import Store
@@ -176,21 +176,23 @@ class FaultyStripe(stripe.HTTPClient):
         if fault.startswith("429"):
             raise rate_limited("global-rate", 600 if "longer" in fault else 1)
         pairs = parse_qsl(form, keep_blank_values=True)
+        key = headers.get("Idempotency-Key")
+        self._run.repeat_refusal(key)
         if fault == "refused after a part of it" and path.endswith("/add_lines"):
             first = [(name, value) for name, value in pairs if name.startswith("lines[0]")]
             api.post(path, first, None, "req_chaos")
         if fault.startswith("refused"):
             param = "lines[1][amount]" if "naming" in fault else None
-            raise ApiError(402, "refused by the campaign", code="refused", param=param)
+            refusal = ApiError(402, "refused by the campaign", code="refused", param=param)
+            self._run.keep_refusal(key, refusal)
+            raise refusal
         if method == "post" and path.startswith("/v2/"):
             token = headers["Authorization"].removeprefix("Bearer ")
             answer = api.post_json(path, form, token, fails_afterwards=fault.endswith("stored"))
         elif method == "get":
             answer = api.get(path, parse_qsl(urlsplit(url).query, keep_blank_values=True))
         else:
-            answer = api.post(
-                path, pairs, headers["Idempotency-Key"], "req_chaos", fails_afterwards=fault.endswith("stored")
-            )
+            answer = api.post(path, pairs, key, "req_chaos", fails_afterwards=fault.endswith("stored"))
         if fault == "500 after the effect":
             raise server_failed()
         return answer
@@ -237,6 +239,7 @@ class Run:
         self._tally = tally
         self._is_quiet = False
         self._depth = 0
+        self._refusals: dict[str, tuple[float, ApiError]] = {}
         self.control = Control()
         self._store = Store(Path(":memory:"))
         self.api = Api(self._store, self.control.now)
@@ -281,6 +284,16 @@ class Run:
     def other_worker(self) -> None:
         """A whole sync by another process, which may itself die; it takes over from one that is alive, or says so."""
         self._sync(finalizes=False, take_over=self._random.random() < 0.5)
+
+    def keep_refusal(self, key: str | None, refusal: ApiError) -> None:
+        """As Stripe does with every answer to a request that it has begun to execute (Stripe docs, "Idempotent requests")."""
+        if key is not None:
+            self._refusals[key] = (self.control.now() + IDEMPOTENCY_SECONDS, refusal)
+
+    def repeat_refusal(self, key: str | None) -> None:
+        until, refusal = self._refusals.get(key or "", (0.0, None))
+        if refusal is not None and self.control.now() < until:
+            raise refusal
 
     def finalize_drafts(self) -> None:
         """What a person does in Stripe."""
