@@ -265,7 +265,12 @@ class Run:
         except RefusedCallError as refusal:
             if len(batch) == 1 or not is_about_a_line(refusal.error):
                 self._report.failed += len(batch)
-                self._report.problems.append(str(refusal))
+                remedy = ""
+                if "[product]" in str(getattr(refusal.error, "param", None)):
+                    remedy = (
+                        " Restore the product in Stripe, or set METERING_STRIPE_UNIT_PRICES=0 to send amounts alone."
+                    )
+                self._report.problems.append(f"{refusal}{remedy}")
                 return
             # Stripe does not say that it adds all lines or none, so what it may have added is not sent again.
             missing = self._confirm_found(invoice_id, batch)

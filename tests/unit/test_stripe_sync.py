@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -120,6 +122,21 @@ def test_a_line_shows_quantity_and_unit_price_where_they_make_its_amount(
     warehouse.add("l5", **price)
     assert sync(warehouse, target).is_clean
     assert warehouse.steps("product", "api_calls") == ["intent", "failed", "confirmed"]
+
+
+def test_a_product_that_was_deleted_in_stripe_is_named_with_the_ways_out(
+    warehouse: Warehouse, target: StripeTarget, state: Path
+) -> None:
+    price = {"quantity": Decimal(2), "unit_amount_minor": Decimal(50), "amount_minor": 100}
+    warehouse.add("l1", **price)
+    sync(warehouse, target)
+    with closing(sqlite3.connect(state)) as connection, connection:
+        connection.execute("delete from objects where kind = 'product'")
+    warehouse.add("l2", **price)
+    report = sync(warehouse, target)
+    assert report.failed == 1
+    assert "Restore the product in Stripe, or set METERING_STRIPE_UNIT_PRICES=0" in report.problems[0]
+    assert sync(warehouse, target, settings=read_invoice_settings({"METERING_STRIPE_UNIT_PRICES": "0"})).created == 1
 
 
 def test_amounts_go_alone_where_a_product_may_not_be_made(
