@@ -288,8 +288,9 @@ CATALOG_CASES = {
     "sum over what a retired version lacks": bad(
         "billable_metrics",
         "required in every schema version",
-        {},
+        {"event_type": "NAME"},
         event_types=[{}, {"schema_version": "2", "retired_at": "2026-10-01 00:00:00"}],
+        event_properties=[{}],
     ),
     "level of text": bad(
         "billable_metrics",
