@@ -36,14 +36,16 @@ def require_plain_cells(project: Path) -> None:
 
     Raises:
         MeteringError: cells are the word null, nothing but blanks, or dates in another form, or a row has too few or
-            too many; the message names the first of them by file, line and column. Or a seed is not UTF-8.
+            too many; the message names the first of them by file, line and column. Or a seed is not UTF-8, or no CSV.
     """
     types = _column_types(project)
-    found = [
-        f"{path.relative_to(project)}, line {line}: {problem}"
-        for path, text in seed_texts(project)
-        for line, problem in _problems(text, types.get(path.stem, {}))
-    ]
+    found = []
+    for path, text in seed_texts(project):
+        try:
+            problems = list(_problems(text, types.get(path.stem, {})))
+        except csv.Error as error:
+            raise MeteringError(f"{path.relative_to(project)} cannot be read as CSV: {error}.") from error
+        found += [f"{path.relative_to(project)}, line {line}: {problem}" for line, problem in problems]
     if found:
         more = f"\nand {len(found) - _SHOWN_CELLS:,} more" if len(found) > _SHOWN_CELLS else ""
         raise MeteringError("\n".join(found[:_SHOWN_CELLS]) + more + "\nNothing was built.")
@@ -52,15 +54,15 @@ def require_plain_cells(project: Path) -> None:
 def _column_types(project: Path) -> dict[str, Mapping[str, str]]:
     """Declared types by seed and column."""
     return {
-        str(seed["name"]): seed.get("config", {}).get("column_types", {})
+        str(seed["name"]): (seed.get("config") or {}).get("column_types") or {}
         for path in (project / "seeds").rglob("*.yml")
-        for seed in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("seeds", [])
+        for seed in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("seeds") or []
     }
 
 
 def _problems(text: str, types: Mapping[str, str]) -> Iterator[tuple[int, str]]:
     """Each row and cell that is not plain: its line, and what is wrong with it."""
-    reader = csv.reader(io.StringIO(text, newline=""))
+    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""))
     columns = next(reader, [])
     for row in reader:
         if row and len(row) != len(columns):

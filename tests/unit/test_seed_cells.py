@@ -69,6 +69,21 @@ def test_other_cells_are_named_with_file_line_and_column(tmp_path: Path, row: st
     assert message.endswith("Nothing was built.")
 
 
+def test_a_byte_order_mark_and_an_empty_description_hide_nothing(tmp_path: Path) -> None:
+    project = project_with(tmp_path)
+    seeds = project / "seeds" / "pricing"
+    (seeds / "_other.yml").write_text("seeds:\n  - name: others\n    config:\n")
+    (seeds / "_none.yml").write_text("seeds:\n")
+    (seeds / "prices.csv").write_text("\ufeffvalid_from,code\n2026-1-1,a\n")
+    with pytest.raises(MeteringError, match="line 2: valid_from = '2026-1-1' is not written"):
+        require_plain_cells(project)
+
+
+def test_a_cell_that_never_ends_is_an_error_of_its_file(tmp_path: Path) -> None:
+    with pytest.raises(MeteringError, match=r"seeds/pricing/prices\.csv cannot be read as CSV"):
+        require_plain_cells(project_with(tmp_path, '"' + "a" * 200_000))
+
+
 def test_a_file_with_many_such_cells_names_the_first(tmp_path: Path) -> None:
     with pytest.raises(MeteringError) as refusal:
         require_plain_cells(project_with(tmp_path, *["null,,,"] * 13))

@@ -177,12 +177,14 @@ candidates_that_may_be_listed as (
 
 ),
 
-instants_that_count as (
+{# A later correction takes away what an earlier replacement counts. #}
+instants as (
 
     select
         idempotency_key,
         customer_id,
         event_type,
+        cast(null as varchar) as replacement_key,
         occurred_at as instant
     from candidates_that_may_be_listed
 
@@ -192,17 +194,18 @@ instants_that_count as (
         idempotency_key,
         customer_id,
         event_type,
+        cast(null as varchar) as replacement_key,
         corrected_occurred_at as instant
     from candidates_that_may_be_listed
     where corrected_occurred_at is not null
 
     union
 
-    {# What an earlier replacement counts, a later correction takes away. #}
     select
         candidates.idempotency_key,
         candidates.customer_id,
         candidates.event_type,
+        replacements.idempotency_key as replacement_key,
         replacements.occurred_at as instant
     from candidates_that_may_be_listed as candidates
     inner join chains
@@ -210,11 +213,20 @@ instants_that_count as (
     inner join chains as replacements
         on
             chains.corrected_key = replacements.corrected_key
-            and chains.idempotency_key <> replacements.idempotency_key
-            and chains.received_at >= replacements.received_at
+            and (
+                chains.received_at > replacements.received_at
+                or (
+                    chains.received_at = replacements.received_at
+                    and (
+                        chains.batch_id > replacements.batch_id
+                        or (chains.batch_id = replacements.batch_id and chains.line_number > replacements.line_number)
+                    )
+                )
+            )
     where
         replacements.correction = 'replace'
         and replacements.customer_id = replacements.corrected_customer_id
+        and replacements.event_type = replacements.corrected_event_type
 
 ),
 
@@ -231,32 +243,64 @@ priced_event_types as (
 
 ),
 
-service_periods_of_candidates as (
+service_periods_of_instants as (
 
     select
-        instants_that_count.idempotency_key,
+        instants.idempotency_key,
+        instants.replacement_key,
         service_periods.service_period_id,
         service_periods.subscription_id,
         service_periods.billing_period,
         service_periods.service_period_start_at,
-        service_periods.service_period_end_at,
-        row_number() over (
-            partition by instants_that_count.idempotency_key
-            order by service_periods.service_period_end_at, service_periods.service_period_id
-        ) as ending
-    from instants_that_count
+        service_periods.service_period_end_at
+    from instants
     inner join parts
         on
-            instants_that_count.customer_id = parts.customer_id
-            and instants_that_count.instant >= parts.part_start_at
-            and instants_that_count.instant < parts.part_end_at
+            instants.customer_id = parts.customer_id
+            and instants.instant >= parts.part_start_at
+            and instants.instant < parts.part_end_at
     inner join priced_event_types
         on
             parts.subscription_id = priced_event_types.subscription_id
             and parts.plan_code = priced_event_types.plan_code
-            and instants_that_count.event_type = priced_event_types.event_type
+            and instants.event_type = priced_event_types.event_type
     inner join service_periods
         on parts.service_period_id = service_periods.service_period_id
+
+),
+
+{# A replacement that was rejected for being late has never counted. #}
+rejected_by_themselves as (
+
+    select candidates.idempotency_key
+    from candidates_that_may_be_listed as candidates
+    inner join service_periods_of_instants as instants
+        on candidates.idempotency_key = instants.idempotency_key
+    where
+        instants.replacement_key is null
+        and coalesce(candidates.decision, candidates.late_event_policy) = 'reject'
+    group by
+        candidates.idempotency_key,
+        candidates.received_at,
+        candidates.grace_period_hours
+    having candidates.received_at > {{ dbt.dateadd(
+        'hour', 'candidates.grace_period_hours', 'min(instants.service_period_end_at)'
+    ) }}
+
+),
+
+service_periods_of_candidates as (
+
+    select
+        instants.*,
+        row_number() over (
+            partition by instants.idempotency_key
+            order by instants.service_period_end_at, instants.service_period_id
+        ) as ending
+    from service_periods_of_instants as instants
+    left join rejected_by_themselves
+        on instants.replacement_key = rejected_by_themselves.idempotency_key
+    where rejected_by_themselves.idempotency_key is null
 
 ),
 
