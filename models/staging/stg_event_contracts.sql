@@ -35,6 +35,7 @@ contracts as (
         event_types.event_type,
         event_types.schema_version,
         event_types.retired_at,
+        {{ surrogate_key(['property_rules.rules']) }} as property_rules_hash,
         {{ surrogate_key([timestamp_text('event_types.retired_at'), 'property_rules.rules']) }} as contract_hash
     from event_types
     left join property_rules

@@ -356,8 +356,8 @@ def test_a_build_of_the_past_takes_nothing_back(two_months: Warehouse) -> None:
     assert ledger(warehouse) == billed
 
 
-def test_a_discount_on_another_plans_charge_changes_no_terms(two_months: Warehouse, project_copy: Path) -> None:
-    """Otherwise late usage of everybody would wait for an approval."""
+def test_what_leaves_a_service_period_as_it_is_changes_no_terms(two_months: Warehouse, project_copy: Path) -> None:
+    """A discount on another plan's charge, a later retirement: else late usage would wait for an approval."""
     warehouse = two_months
 
     def terms() -> set[Row]:
@@ -371,9 +371,19 @@ def test_a_discount_on_another_plans_charge_changes_no_terms(two_months: Warehou
     before = terms()
     with (project_copy / "seeds" / "pricing" / "discounts.csv").open("a") as stream:
         stream.write("eur-again,,,eur-context,percentage,0.1,,,2026-09-01 00:00:00,\n")
-    selection = ("--resource-type", "seed", "model", "--select", "discounts", "int_service_period_terms")
-    project.run_dbt(warehouse.settings, "build", *selection, "--vars", f"{{as_of: '{AFTER_SEPTEMBER}'}}", quiet=True)
-    assert {plan for plan, _, _ in terms() - before} == {"standard-eur"}
+    build(warehouse, AFTER_SEPTEMBER, "discounts", "int_service_period_terms")
+    discounted = terms()
+    assert {plan for plan, _, _ in discounted - before} == {"standard-eur"}
+
+    # A schema version that retires after the grace of September changes October's terms and no earlier ones.
+    change_seed(project_copy, "catalog/event_types.csv", lambda row: row.update(retired_at="2026-10-02 12:00:00"))
+    build(warehouse, AFTER_SEPTEMBER, "event_types", "stg_event_contracts", "int_service_period_terms")
+    months = dict(
+        warehouse.query(
+            "select service_period_id, billing_period from intermediate.int_service_periods where plan_code <> ''"
+        )
+    )
+    assert {months[period] for _, period, _ in terms() - discounted} == {"2026-10"}
 
 
 def test_terms_hold_what_flows_in_from_other_service_periods(two_months: Warehouse, project_copy: Path) -> None:
@@ -413,8 +423,9 @@ def test_terms_hold_what_flows_in_from_other_service_periods(two_months: Warehou
         "sub_000,cus_000,second-usd,UTC,,2026-06-21 00:00:00,2026-07-01 00:00:00",
         "sub_000,cus_000,standard-usd,UTC,,2026-07-01 00:00:00,",
     )
-    before = terms(100, 250, "+int_commitments_due")
-    after = terms(90, 500, "entitlements", "int_included_quantities", "commitments", "int_commitments_due")
+    changed = ("entitlements", "int_included_quantities", "commitments", "int_commitments_due")
+    before = terms(100, 250, "+int_price_segments", "+int_service_periods", "+int_credit_grants", *changed)
+    after = terms(90, 500, *changed)
     assert {row[:2] for row in after - before} == {
         # The entitlement's own month, and August, into which it rolls over. September gets nothing from August.
         ("standard-usd", "2026-07-01"),

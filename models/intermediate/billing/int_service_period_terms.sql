@@ -112,7 +112,7 @@ rules_of_event_types as (
         event_contracts.event_type,
         {{ dbt.listagg(
             surrogate_key([
-                'event_contracts.schema_version', 'event_contracts.contract_hash',
+                'event_contracts.schema_version', 'event_contracts.property_rules_hash',
                 'coalesce(event_types.late_events, event_policy.late_event_policy)', 'event_policy.grace_period_hours',
                 'event_policy.future_tolerance_minutes'
             ]),
@@ -284,6 +284,27 @@ terms as (
         on price_segments.metric_code = definitions.metric_code
     left join rules_of_event_types
         on definitions.event_type = rules_of_event_types.event_type
+
+    union all
+
+    {# A version that retires after the grace takes nothing from the period that has been billed. #}
+    select distinct
+        price_segments.service_period_id,
+        'retirement' as term_kind,
+        {{ surrogate_key([
+            'event_contracts.event_type', 'event_contracts.schema_version', timestamp_text('event_contracts.retired_at')
+        ]) }} as term
+    from price_segments
+    inner join service_periods
+        on price_segments.service_period_id = service_periods.service_period_id
+    inner join definitions
+        on price_segments.metric_code = definitions.metric_code
+    inner join event_contracts
+        on definitions.event_type = event_contracts.event_type
+    cross join event_policy
+    where
+        event_contracts.retired_at
+        <= {{ dbt.dateadd('hour', 'event_policy.grace_period_hours', 'service_periods.service_period_end_at') }}
 
     union all
 
