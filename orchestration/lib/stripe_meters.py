@@ -309,11 +309,13 @@ class _MeterRun(Run):
         log: Log = read_log(warehouse, target.log_account)
         super().__init__(warehouse, target, settings, log, SyncReport(target.log_account), progress, sleep, lock)
         self._items = {item.line_id: item for item in items}
-        # Of a line with neither quantity nor amount there is nothing to send.
+        # Of a line with neither quantity nor amount there is nothing to send. One without an item was closed between
+        # the two reads, and is left for the next sync.
         self._lines = [
             line
             for line in read_meter_lines(warehouse)
-            if line.hold_reason != "zero_quantity" or self._items[line.line_id].amount_minor != 0
+            if line.line_id in self._items
+            and (line.hold_reason != "zero_quantity" or self._items[line.line_id].amount_minor != 0)
         ]
         self._periods: dict[Period, list[MeterLine]] = defaultdict(list)
         self._rated_lines: dict[str, list[MeterLine]] = defaultdict(list)

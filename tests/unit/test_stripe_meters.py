@@ -43,6 +43,21 @@ def test_a_quantity_goes_to_a_meter_once_and_is_no_item(metering: Metering) -> N
     assert (items.created, metering.total("l1"), metering.items()) == (0, 1250, ["fee"])
 
 
+def test_a_line_that_is_closed_between_the_reads_of_the_outboxes_goes_with_the_next_sync(metering: Metering) -> None:
+    metering.add("l1", 10)
+    metering.add("l2", 5)
+    metering.add("l3", 0, hold_reason="zero_quantity")
+    items = "marts.stripe_invoice_items"
+    metering.warehouse.connection.execute(f"create table later as from {items} where line_id <> 'l1'")
+    metering.warehouse.connection.execute(f"delete from {items} where line_id <> 'l1'")
+    events, _ = metering.sync()
+    assert events == MeterReport(sent=1, meters_created=1)
+    metering.warehouse.connection.execute(f"insert into {items} from later")
+    events, report = metering.sync()
+    assert (events.sent, events.already_confirmed, events.is_clean) == (1, 1, True)
+    assert (metering.total("l1"), report.created, metering.items()) == (15, 1, ["l3"])
+
+
 @pytest.mark.parametrize(
     ("value", "age"),
     [(-5, timedelta(hours=2)), (5, timedelta(hours=73)), (-5, timedelta(days=4)), (5, timedelta(days=36))],
