@@ -136,12 +136,14 @@ class Run:
 
     def _finalize_invoice(self, key: str, invoice_id: str) -> None:
         state = self._state("finalization", key)
-        if state.first_intent_at is not None:
-            invoice = self._look_up("finalization", key, lambda: self._services.invoices.retrieve(invoice_id))
-            if invoice.status != "draft":
-                self._append("finalization", key, "confirmed", stripe_object_id=invoice_id)
-                self._report.finalized += 1
-                return
+        status = self._status_of(invoice_id)
+        if status is None:
+            return
+        if status != "draft":
+            self._append("finalization", key, "confirmed", stripe_object_id=invoice_id)
+            # Without an intent it was a person, or a sync that a restored log has forgotten.
+            self._report.finalized += state.first_intent_at is not None
+            return
         self._create(
             "finalization",
             key,

@@ -170,10 +170,12 @@ def set_invoice_status(state: Path, status: str) -> None:
         connection.execute("update objects set status = ? where kind = 'invoice'", (status,))
 
 
-def delete_invoices(state: Path) -> None:
+def delete_drafts(state: Path) -> None:
     """What a person may do to drafts in Stripe: they are gone, with their items."""
     with closing(sqlite3.connect(state)) as connection, connection:
-        connection.execute("delete from objects where kind in ('invoice', 'invoiceitem')")
+        drafts = "select id from objects where kind = 'invoice' and status = 'draft'"
+        connection.execute(f"delete from objects where invoice in ({drafts})")
+        connection.execute(f"delete from objects where id in ({drafts})")
 
 
 def posts(path: str, containing: str = "") -> Callable[[str, str, str], bool]:

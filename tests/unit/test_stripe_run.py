@@ -29,7 +29,7 @@ from tests.unit.stripe_outbox import (
     count_objects,
     crash_after,
     crash_before,
-    delete_invoices,
+    delete_drafts,
     finalized_before_lines,
     forget_idempotency,
     items_by_line,
@@ -388,6 +388,25 @@ def test_a_further_invoice_is_finalised_too(warehouse: Warehouse, target: Stripe
     assert sync(warehouse, target, settings=settings) == SyncReport(target.account_id, already_confirmed=2)
 
 
+def test_an_invoice_that_is_final_in_stripe_counts_as_finalised(warehouse: Warehouse, target: StripeTarget) -> None:
+    """A person did it, or a sync that a restored log has forgotten."""
+    settings = InvoiceSettings(finalizes=True)
+    warehouse.add("l1")
+    sync(warehouse, target, settings=settings)
+    warehouse.connection.execute("delete from ops.stripe_sync_log where entity = 'finalization'")
+    assert sync(warehouse, target, settings=settings) == SyncReport(target.account_id, already_confirmed=1)
+    assert warehouse.steps("finalization", "inv_1") == ["confirmed"]
+
+
+def test_a_deleted_draft_is_no_problem_of_finalising(warehouse: Warehouse, target: StripeTarget, state: Path) -> None:
+    warehouse.add("l1")
+    sync(warehouse, target)
+    delete_drafts(state)
+    settings = InvoiceSettings(finalizes=True)
+    for _ in range(2):
+        assert sync(warehouse, target, settings=settings) == SyncReport(target.account_id, already_confirmed=1)
+
+
 @pytest.mark.parametrize("status", ["void", "deleted"])
 def test_what_was_on_a_void_or_deleted_invoice_goes_again_once_the_log_has_no_rows_of_it(
     warehouse: Warehouse, target: StripeTarget, state: Path, status: str
@@ -395,7 +414,7 @@ def test_what_was_on_a_void_or_deleted_invoice_goes_again_once_the_log_has_no_ro
     warehouse.add("l1")
     sync(warehouse, target)
     if status == "deleted":
-        delete_invoices(state)
+        delete_drafts(state)
     else:
         set_invoice_status(state, status)
     warehouse.add("l2")
@@ -412,7 +431,7 @@ def test_a_line_that_nobody_can_look_for_is_not_sent_again(
     warehouse.add("l1")
     with pytest.raises(Crash):
         sync(warehouse, target_of(server, crash_after(posts("/add_lines"))))
-    delete_invoices(state)
+    delete_drafts(state)
     report = sync(warehouse, target)
     assert (report.created, report.failed) == (0, 1)
     assert "nobody knows whether it had the lines l1" in report.problems[0]
