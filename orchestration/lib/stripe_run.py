@@ -162,15 +162,14 @@ class Run:
         customer_id = self._ensure_customer(group.lines[0])
         waiting = list(group.lines)
         for number in count(1):
-            invoice_id, is_new = self._ensure_invoice(group, number, customer_id)
-            if is_new:
+            known_id = self._find_invoice(group, number, customer_id)
+            if known_id is None:
+                invoice_id = self._create_invoice(group, number, customer_id)
                 break
+            invoice_id = known_id
             # The status first: what is no draft any more gets no lines between this and the look for them.
             status = self._status_of(invoice_id)
-            if status is None and self._state("invoice", further_key(group, number + 1)).first_intent_at is None:
-                self._require_known_outcomes(invoice_id, waiting)
-            if status not in (None, "void"):
-                waiting = self._confirm_found(invoice_id, waiting)
+            waiting = self._look_for_lines(group, number, invoice_id, status, waiting)
             if not waiting or status == "draft":
                 break
             self._progress(
@@ -183,6 +182,37 @@ class Run:
             sent += len(batch)
             if sent < len(group.lines):
                 self._progress(f"invoice {group.invoice_id}: {sent} of {len(group.lines)} lines")
+
+    def _look_for_lines(
+        self,
+        group: InvoiceGroup,
+        number: int,
+        stripe_invoice_id: str,
+        status: str | None,
+        lines: Sequence[OutboxLine],
+    ) -> list[OutboxLine]:
+        """Record which of the lines an invoice of an earlier sync has, then the invoice; the lines that it has not.
+
+        Raises:
+            RefusedError: the invoice was deleted, and nobody knows whether it had some of the lines.
+        """
+        key = further_key(group, number)
+        is_logged = self._state("invoice", key).confirmed_id is not None
+        # Before a sync begins a further invoice it has looked here: what it tried since then, it tried there.
+        is_last = self._state("invoice", further_key(group, number + 1)) == NOTHING_LOGGED
+        unresolved = [line for line in lines if is_last and self._state("invoice_item", line.line_id).is_unresolved]
+        found: set[str] = set()
+        if status is None:
+            self._require_known_outcomes(stripe_invoice_id, unresolved)
+        else:
+            # The other lines of a void invoice that the log has are to go again: somebody deleted their rows.
+            sought = unresolved if status == "void" and is_logged else lines
+            if sought:
+                found = self._confirm_found(stripe_invoice_id, sought)
+        if not is_logged:
+            # Not before its lines: a run that ends in between would leave a void invoice that looks like the above.
+            self._append("invoice", key, "confirmed", stripe_object_id=stripe_invoice_id)
+        return [line for line in lines if line.line_id not in found]
 
     def _status_of(self, stripe_invoice_id: str) -> str | None:
         """The status that an invoice has in Stripe now; None for a draft that somebody has deleted."""
@@ -198,14 +228,14 @@ class Run:
         invoice = self._look_up("invoice", stripe_invoice_id, retrieve)
         return None if invoice is None else invoice.status
 
-    def _require_known_outcomes(self, stripe_invoice_id: str, lines: Iterable[OutboxLine]) -> None:
-        """Check that none of the lines may have been on an invoice that is gone, where nobody can look for them.
+    def _require_known_outcomes(self, stripe_invoice_id: str, unresolved: Iterable[OutboxLine]) -> None:
+        """Check that Stripe refused all of the lines, where their invoice is gone and nobody can look for them.
 
         Raises:
-            RefusedError: naming the lines.
+            RefusedError: naming the other lines.
         """
-        states = {line.line_id: self._state("invoice_item", line.line_id) for line in lines}
-        unknown = [line_id for line_id, state in states.items() if state.is_unresolved and not state.is_refused]
+        line_ids = (line.line_id for line in unresolved)
+        unknown = [line_id for line_id in line_ids if not self._state("invoice_item", line_id).is_refused]
         if unknown:
             raise RefusedError(
                 f"{stripe_invoice_id} was deleted in Stripe, and nobody knows whether it had the lines "
@@ -213,12 +243,12 @@ class Run:
                 "their rows in ops.stripe_sync_log, and run the sync again (docs/stripe.md, Recovery)."
             )
 
-    def _confirm_found(self, stripe_invoice_id: str, lines: Sequence[OutboxLine]) -> list[OutboxLine]:
-        """Record which of the lines are on the invoice, and return the others."""
+    def _confirm_found(self, stripe_invoice_id: str, lines: Iterable[OutboxLine]) -> set[str]:
+        """Record which of the lines are on the invoice; their ids."""
         in_stripe = self._look_up("invoice", stripe_invoice_id, lambda: list_lines(self._client, stripe_invoice_id))
         found = self._confirm(lines, in_stripe)
         self._report.confirmed_by_lookup += len(found)
-        return [line for line in lines if line.line_id not in found]
+        return found
 
     def _confirm(
         self, lines: Iterable[OutboxLine], in_stripe: Iterable[stripe.InvoiceLineItem], **columns: Any
@@ -275,7 +305,8 @@ class Run:
                 self._report.problems.append(f"{refusal}{remedy}")
                 return
             # Stripe does not say that it adds all lines or none, so what it may have added is not sent again.
-            missing = self._confirm_found(invoice_id, batch)
+            found = self._confirm_found(invoice_id, batch)
+            missing = [line for line in batch if line.line_id not in found]
             refused = refused | {line.line_id: refused.get(line.line_id, 0) + 1 for line in missing}
             for part in split_refused(tuple(missing), refusal.error) if len(missing) == len(batch) else (missing,):
                 if part:
@@ -377,27 +408,33 @@ class Run:
             self._append("product", metric_code, "confirmed", stripe_object_id=parameters["id"])
             return parameters["id"]
 
-    def _ensure_invoice(self, group: InvoiceGroup, number: int, stripe_customer_id: str) -> tuple[str, bool]:
-        """An invoice's id in Stripe, and whether this run created it, so that it can have no items yet.
+    def _find_invoice(self, group: InvoiceGroup, number: int, stripe_customer_id: str) -> str | None:
+        """The id of an invoice that an earlier sync made, by the log or else by Stripe; None where there is none.
 
-        `number` counts from 1 the invoices that the group's lines go on, one after the other.
+        `number` counts from 1 the invoices that the group's lines go on, one after the other. Where Stripe has only a
+        later one, somebody has deleted this one, and the later one stands in its place.
         """
-        key, part = further_key(group, number), further_part(group, number)
+        key = further_key(group, number)
         state = self._state("invoice", key)
         if state.confirmed_id is not None:
-            return state.confirmed_id, False
-        found = self._find_invoices(stripe_customer_id, key).get((group.invoice_id, part))
-        if found is not None:
-            self._append("invoice", key, "confirmed", stripe_object_id=found)
-            return found, False
+            return state.confirmed_id
+        numbers = {}
+        for (invoice_id, part), stripe_invoice_id in self._find_invoices(stripe_customer_id, key).items():
+            first, _, further = part.partition(".")
+            if (invoice_id, first) == (group.invoice_id, str(group.part)) and (further or "1").isdecimal():
+                numbers[int(further or "1")] = stripe_invoice_id
+        return min(((found, numbers[found]) for found in numbers if found >= number), default=(0, None))[1]
+
+    def _create_invoice(self, group: InvoiceGroup, number: int, stripe_customer_id: str) -> str:
+        key = further_key(group, number)
+        part = further_part(group, number)
         parameters = invoice_parameters(group.lines[0], part, stripe_customer_id, self._settings)
-        invoice_id = self._create(
+        return self._create(
             "invoice",
             key,
-            state,
+            self._state("invoice", key),
             lambda idempotency_key: self._services.invoices.create(parameters, {"idempotency_key": idempotency_key}),
         )
-        return invoice_id, True
 
     def _find_invoices(self, stripe_customer_id: str, wanted: str) -> Mapping[tuple[str, str], str]:
         """The ids of a customer's invoices in Stripe that a sync has made, by invoice and part, read once in a run."""

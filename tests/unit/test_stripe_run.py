@@ -354,14 +354,15 @@ def test_a_later_line_joins_the_further_invoice_while_it_is_a_draft(
     assert sorted(invoice.line_ids for invoice in read_back_invoices(target)) == [("l1",), ("l2", "l3")]
 
 
+@pytest.mark.parametrize("status", ["open", "void"])
 def test_a_line_of_unknown_outcome_is_looked_for_on_the_finalised_invoice_first(
-    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, state: Path
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, state: Path, status: str
 ) -> None:
     warehouse.add("l1")
     with pytest.raises(Crash):
         sync(warehouse, target_of(server, crash_after(posts("/add_lines"))))
     forget_idempotency(state)
-    set_invoice_status(state, "open")
+    set_invoice_status(state, status)
     warehouse.add("l2")
     report = sync(warehouse, target)
     assert (report.confirmed_by_lookup, report.created, report.is_clean) == (1, 1, True)
@@ -409,7 +410,7 @@ def test_a_deleted_draft_is_no_problem_of_finalising(warehouse: Warehouse, targe
 
 @pytest.mark.parametrize("status", ["void", "deleted"])
 def test_what_was_on_a_void_or_deleted_invoice_goes_again_once_the_log_has_no_rows_of_it(
-    warehouse: Warehouse, target: StripeTarget, state: Path, status: str
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, state: Path, status: str
 ) -> None:
     warehouse.add("l1")
     sync(warehouse, target)
@@ -420,6 +421,9 @@ def test_what_was_on_a_void_or_deleted_invoice_goes_again_once_the_log_has_no_ro
     warehouse.add("l2")
     assert sync(warehouse, target) == SyncReport(target.account_id, created=1, already_confirmed=1)
     warehouse.connection.execute("delete from ops.stripe_sync_log where entity_key = 'l1'")
+    # What is tried from here on may be on the further invoice alone.
+    with pytest.raises(Crash):
+        sync(warehouse, target_of(server, crash_before(posts("/add_lines"))))
     assert sync(warehouse, target) == SyncReport(target.account_id, created=1, already_confirmed=1)
     further = [invoice.line_ids for invoice in read_back_invoices(target)]
     assert sorted(further) == ([("l1", "l2")] if status == "deleted" else [("l1",), ("l1", "l2")])
@@ -466,3 +470,39 @@ def test_a_log_that_is_older_than_stripe_sends_nothing_twice(
         assert (report.created, report.is_clean) == (0, True)
         assert report.confirmed_by_lookup + report.already_confirmed == 5
         assert count_objects(target) == in_stripe
+
+
+def test_what_was_on_an_invoice_that_is_void_by_now_does_not_go_again(
+    warehouse: Warehouse, server: LocalStripeServer, target: StripeTarget, state: Path
+) -> None:
+    warehouse.add("l1")
+    sync(warehouse, target)
+    set_invoice_status(state, "void")
+    warehouse.connection.execute("delete from ops.stripe_sync_log")
+    forget_idempotency(state)
+    with pytest.raises(Crash):
+        sync(warehouse, target_of(server, crash_before(lambda method, url, _: method == "get" and "/lines" in url)))
+    assert sync(warehouse, target) == SyncReport(target.account_id, confirmed_by_lookup=1)
+    assert count_objects(target) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("deleted", [1, 2])
+def test_a_deleted_draft_of_which_the_log_knows_nothing_hides_no_later_invoice(
+    warehouse: Warehouse, target: StripeTarget, state: Path, deleted: int
+) -> None:
+    for number, line_id in enumerate(("l1", "l2", "l3"), start=1):
+        warehouse.add(line_id)
+        sync(warehouse, target)
+        if number == deleted:
+            delete_drafts(state)
+        elif number < 3:
+            set_invoice_status(state, "open")
+    warehouse.connection.execute("delete from ops.stripe_sync_log")
+    forget_idempotency(state)
+    report = sync(warehouse, target, settings=InvoiceSettings(finalizes=True))
+    # Nobody can tell that Stripe had the line of the deleted draft.
+    assert (report.confirmed_by_lookup, report.created, report.finalized, report.is_clean) == (2, 1, 1, True)
+    read = read_back_invoices(target)
+    assert sorted(line_id for invoice in read for line_id in invoice.line_ids) == ["l1", "l2", "l3"]
+    assert {invoice.status for invoice in target.client.v1.invoices.list().data} == {"open"}
+    assert sync(warehouse, target) == SyncReport(target.account_id, already_confirmed=3)
